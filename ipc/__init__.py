@@ -1,0 +1,1 @@
+"""Messages, channels and addresses between actors. Imports nothing of the rest of the project."""

@@ -1,0 +1,395 @@
+"""Everything that actors say to each other, as tagged msgspec Structs.
+
+All times named ``*_ns`` are absolute CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns()``), which all
+processes of one machine share; all times named ``*_ms`` are durations in milliseconds, except
+``expires_at_ms``, which is wall-clock milliseconds since the epoch.
+
+A *session* is one client connection as an upstream sees it: an integer minted by the acceptor, unique in that
+acceptor's incarnation. A *call* is one request in flight: an integer > 0 minted likewise; 0 means "no call".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of everything that travels between actors."""
+
+
+# --- the envelope of a client's JSON-RPC message ---------------------------------------------------------------
+
+Kind = Literal["request", "notification", "response"]
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the validator found in one client message; offsets are byte positions in its ``raw``.
+
+    ``id``, ``progress`` and ``target`` are the raw JSON bytes of the value as the client wrote it, ``b""`` when it
+    is absent; ``*_at`` is where that value starts, -1 when it is absent.
+    """
+
+    kind: Kind
+    method: str = ""  # empty for a response
+    id: bytes = b""
+    id_at: int = -1
+    progress: bytes = b""  # params._meta.progressToken
+    progress_at: int = -1
+    target: bytes = b""  # notifications/cancelled: params.requestId
+    target_at: int = -1
+    era: str = ""  # params._meta["io.modelcontextprotocol/protocolVersion"]: the modern era (2026-07-28 on)
+    version: str = ""  # initialize: params.protocolVersion
+    version_at: int = -1  # where that JSON string value starts (its opening quote)
+    name: str = ""  # tools/call and prompts/get: params.name
+    uri: str = ""  # resources/*: params.uri
+    level: str = ""  # logging/setLevel: params.level; otherwise _meta["io.modelcontextprotocol/logLevel"]
+
+
+# --- lifecycle: supervisor/worker -> actor -----------------------------------------------------------------------
+
+
+class Drain(Message):
+    """Finish what is in flight, take nothing new, then return from the actor's function."""
+
+    deadline_ns: int
+
+
+class ListenersChanged(Message):
+    """``Context.listeners`` has changed: listeners were handed to this worker or taken back."""
+
+
+class Describe(Message):
+    """Ask any actor for its statistics; answered with Description."""
+
+
+class Description(Message):
+    """``data`` is a JSON object: counters and gauges of one actor, for the admin process."""
+
+    data: bytes
+
+
+# --- acceptor <-> limiter: connections ---------------------------------------------------------------------------
+
+
+class Admit(Message):
+    """May this connection exist? Answered with Admitted or Refused. ``key`` is the client key of its address."""
+
+    acceptor: str
+    session: int
+    listener: Literal["ws", "tcp"]
+    key: str
+
+
+class Admitted(Message):
+    pass
+
+
+class Refused(Message):
+    """``reason`` is one of limit, rate, block, auth, unavailable, timeout."""
+
+    reason: str
+    retry_after_ms: int = 0
+    detail: str = ""
+
+
+class Released(Message):
+    """These connections have ended (control lane)."""
+
+    acceptor: str
+    sessions: list[int]
+
+
+class Resync(Message):
+    """An acceptor's live connections, told to each new incarnation of the limiter: (session, listener, key)."""
+
+    acceptor: str
+    connections: list[tuple[int, Literal["ws", "tcp"], str]]
+
+
+# --- acceptor <-> limiter: leases --------------------------------------------------------------------------------
+
+
+class LeaseRequest(Message):
+    """Up to ``want`` units of message budget for ``keys`` (all are charged). Answered with Lease or Exhausted."""
+
+    acceptor: str
+    keys: tuple[str, ...]
+    want: int
+
+
+class Lease(Message):
+    """``units`` messages may pass for ``keys`` until ``until_ns``. Every unit must be accounted for by a LeaseReport."""
+
+    lease: int
+    keys: tuple[str, ...]
+    units: int
+    until_ns: int
+
+
+class Exhausted(Message):
+    """No budget: nothing may pass for ``retry_after_ms``."""
+
+    keys: tuple[str, ...]
+    retry_after_ms: int
+
+
+class LeaseReport(Message):
+    """When units of a lease were spent, and how many come back unused. Sent on the control lane, in batches.
+
+    ``closed`` says that the acceptor will spend nothing more of this lease.
+    """
+
+    acceptor: str
+    lease: int
+    used_at_ns: list[int]
+    returned: int
+    closed: bool
+
+
+# --- acceptor <-> auth -------------------------------------------------------------------------------------------
+
+
+class Authenticate(Message):
+    """Who is this? Answered with Grant or Refused."""
+
+    listener: Literal["ws", "tcp"]
+    scheme: Literal["token", "ticket", "anonymous"]
+    credential: str
+    peer_ip: str
+    session: int = 0
+
+
+class Grant(Message):
+    """An answer that the acceptor keeps for the life of the connection.
+
+    ``principal`` is empty for a static token's holder without a name of its own; ``session`` is the public session
+    id; ``expires_at_ms`` is 0 when the credential does not expire; ``limit_keys`` are the client keys charged for
+    each message.
+    """
+
+    principal: str
+    session: str
+    scopes: tuple[str, ...]
+    expires_at_ms: int
+    epoch: int
+    limit_keys: tuple[str, ...] = ()
+
+
+class IssueTicket(Message):
+    """A one-time ticket for the holder of ``credential``. Answered with Ticket or Refused."""
+
+    credential: str
+    peer_ip: str
+
+
+class Ticket(Message):
+    ticket: str
+    expires_in: int  # seconds
+
+
+class Revoked(Message):
+    """Broadcast by auth: grants of these public session ids, or below this epoch, are over."""
+
+    sessions: tuple[str, ...] = ()
+    epoch: int = 0
+
+
+# --- acceptor/bridge <-> breaker ---------------------------------------------------------------------------------
+
+CircuitState = Literal["closed", "open", "half_open"]
+
+
+class BreakerSubscribe(Message):
+    """Answered with BreakerSnapshot; later changes come as BreakerSnapshot on the control lane of ``subscriber``."""
+
+    subscriber: str
+
+
+class Circuit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    upstream: str
+    state: CircuitState
+    retry_at_ns: int = 0  # open: when the next probe may pass
+    permits: int = 0  # half-open: how many calls this subscriber may send
+
+
+class BreakerSnapshot(Message):
+    circuits: list[Circuit]
+
+
+class Outcomes(Message):
+    """What became of calls, counted, since the last report: one row an upstream (control lane).
+
+    ``deaths`` counts deaths of the upstream itself (one, however many calls were in flight); ``silent`` counts calls
+    that timed out while nothing at all came from the upstream and whose probe failed too.
+    """
+
+    source: str
+    rows: list[tuple[str, int, int, int, int]]  # upstream, successes, deaths, silent, slow
+
+
+class ResetBreaker(Message):
+    upstream: str
+
+
+# --- anyone -> audit ---------------------------------------------------------------------------------------------
+
+
+class AuditEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, omit_defaults=True):
+    """One event; the names are the contract's. Never holds a token or an argument.
+
+    ``time_ns`` is wall-clock nanoseconds since the epoch.
+    """
+
+    event: str
+    severity: Literal["info", "warning", "error", "critical"]
+    outcome: Literal["success", "failure", "refused", "unknown"]
+    time_ns: int
+    connection: str = ""
+    transport: str = ""
+    peer_ip: str = ""
+    peer_port: int = 0
+    principal: str = ""
+    method: str = ""
+    rule: str = ""
+    upstream: str = ""
+    reason: str = ""
+    detail: dict[str, str | int | float | bool] = {}
+
+
+class AuditBatch(Message):
+    """Events of one source, the first of which is its ``first``-th since its start. Answered with AuditAck."""
+
+    source: str
+    first: int
+    events: list[AuditEvent]
+
+
+class AuditAck(Message):
+    """Everything of that source up to and without ``upto`` is in the log file."""
+
+    upto: int
+
+
+# --- acceptor <-> validator (large messages; the bytes travel as a sealed memfd beside the message) ---------------
+
+
+class Validate(Message):
+    """One descriptor comes with it: a sealed memfd that holds ``size`` bytes."""
+
+    ticket: int
+    size: int
+    max_depth: int
+
+
+class Valid(Message):
+    ticket: int
+    envelope: Envelope
+
+
+class Invalid(Message):
+    """``id`` is the raw JSON id to answer with, ``b"null"`` when it can't be known; ``notification``: never answered."""
+
+    ticket: int
+    code: int
+    message: str
+    id: bytes
+    notification: bool
+    data: bytes = b""  # a JSON object, or nothing
+
+
+# --- acceptor <-> bridge (an upstream that lives in another worker) ----------------------------------------------
+
+
+class AttachSession(Message):
+    acceptor: str
+    session: int
+    upstream: str
+    principal: str = ""
+
+
+class DetachSession(Message):
+    acceptor: str
+    session: int
+
+
+class Forward(Message):
+    """One checked message of a client. ``raw`` is the client's own bytes."""
+
+    acceptor: str
+    session: int
+    call: int  # 0 for notifications and responses; for notifications/cancelled, the call that it names
+    envelope: Envelope
+    raw: bytes
+
+
+class Abandon(Message):
+    """The acceptor gave this call up (timeout, client gone). Cancel it upstream and swallow its answer."""
+
+    acceptor: str
+    session: int
+    call: int
+    reason: Literal["timeout", "closed"]
+
+
+class Deliver(Message):
+    """Bytes for a client, ids already restored. ``final`` ends ``call``; progress comes with ``final`` false."""
+
+    session: int
+    call: int
+    final: bool
+    raw: bytes
+
+
+class CallFailed(Message):
+    """No answer will come. ``code`` is the contract's; ``sent`` says whether the upstream may have seen the call."""
+
+    session: int
+    call: int
+    code: int
+    reason: str
+    sent: bool
+    retry_after_ms: int = 0
+
+
+class SessionLost(Message):
+    """The session's own upstream process is gone, and its state with it: the client has to connect anew."""
+
+    session: int
+    reason: str
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+
+class Disconnect(Message):
+    """Close this connection (by its public id). Answered with Done."""
+
+    connection: str
+
+
+class Done(Message):
+    ok: bool
+    detail: str = ""
+
+
+class GatewayStatus(Message):
+    """Broadcast by admin to acceptors: what /health says on the client port. ``body`` is the JSON document."""
+
+    healthy: Literal["healthy", "degraded", "unhealthy"]
+    ready: bool
+    body: bytes
+
+
+AnyMessage = (
+    Drain | ListenersChanged | Describe | Description
+    | Admit | Admitted | Refused | Released | Resync
+    | LeaseRequest | Lease | Exhausted | LeaseReport
+    | Authenticate | Grant | IssueTicket | Ticket | Revoked
+    | BreakerSubscribe | BreakerSnapshot | Outcomes | ResetBreaker
+    | AuditBatch | AuditAck
+    | Validate | Valid | Invalid
+    | AttachSession | DetachSession | Forward | Abandon | Deliver | CallFailed | SessionLost
+    | Disconnect | Done | GatewayStatus
+)
