@@ -60,6 +60,12 @@ class ListenersChanged(Message):
     """``Context.listeners`` has changed: listeners were handed to this worker or taken back."""
 
 
+class LinksChanged(Message):
+    """``Context.links`` has changed: ``key`` is a new link, its predecessor (closed now) led to a dead process."""
+
+    key: str
+
+
 class Describe(Message):
     """Ask any actor for its statistics; answered with Description."""
 
@@ -303,10 +309,18 @@ class Invalid(Message):
 
 
 class AttachSession(Message):
+    """A client connection begins to use an upstream.
+
+    ``version`` is not empty when this session has already been initialised at that legacy protocol version (its
+    acceptor or the bridge was restarted, or the gateway answered ``initialize`` before authentication): the client
+    will not say ``initialize`` again.
+    """
+
     acceptor: str
     session: int
     upstream: str
     principal: str = ""
+    version: str = ""
 
 
 class DetachSession(Message):
@@ -382,8 +396,25 @@ class GatewayStatus(Message):
     body: bytes
 
 
+class TreeSnapshot(Message):
+    """The process tree, told to admin by the supervisor at each change and every second (control lane).
+
+    ``data`` is a JSON object: uptime_s, version, draining, degraded (a list of reasons), restarts, workers: [{name,
+    role, pid, state, incarnation, restarts, rss_kb (when known), actors: [{name, state, incarnation, restarts}]}].
+    """
+
+    data: bytes
+
+
+class AdminRequest(Message):
+    """An operator's wish that only the supervisor can grant. Sent to ``supervisor``; answered with Done."""
+
+    verb: Literal["drain", "reload"]
+    argument: str = ""
+
+
 AnyMessage = (
-    Drain | ListenersChanged | Describe | Description
+    Drain | ListenersChanged | LinksChanged | Describe | Description
     | Admit | Admitted | Refused | Released | Resync
     | LeaseRequest | Lease | Exhausted | LeaseReport
     | Authenticate | Grant | IssueTicket | Ticket | Revoked
@@ -392,4 +423,5 @@ AnyMessage = (
     | Validate | Valid | Invalid
     | AttachSession | DetachSession | Forward | Abandon | Deliver | CallFailed | SessionLost
     | Disconnect | Done | GatewayStatus
+    | TreeSnapshot | AdminRequest
 )

@@ -1,0 +1,174 @@
+"""One client connection: its socket, buffers, offsets and table of calls in flight, behind one object.
+
+Nothing here decides anything. The hub moves bytes in and out, ``entry`` takes a connection from accepted to open,
+``dispatch`` deals with its messages.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal
+
+import attrs
+
+from ipc.messages import Envelope, Grant
+
+from .http import HeadReader, Request
+from .lines import LineReader
+from .ws import WsReceiver
+
+if TYPE_CHECKING:
+    from actors.policy.jsonrpc import Refusal
+
+    from .routes import Route
+
+Codec = HeadReader | WsReceiver | LineReader
+
+RECEIVE_BYTES: Final = 65536  # of one connection in one turn: fairness among ready sockets
+LINGER_NS: Final = 2_000_000_000  # a refused peer gets this long to read its refusal before the socket is closed
+LINGER_BYTES: Final = 1 << 20  # and may send this much more, unread, meanwhile
+
+
+class Stage(enum.IntEnum):
+    """The life of a connection; it only ever moves forward."""
+
+    ENTRY = 0
+    """Accepted; admission pending, HTTP head not complete."""
+    LOGIN = 1
+    """May speak, but only to authenticate."""
+    OPEN = 2
+    """Bears a grant."""
+    CLOSING = 3
+    """A last answer is being written; whatever arrives is thrown away."""
+    CLOSED = 4
+
+
+@attrs.define(slots=True, eq=False)
+class Call:
+    """A request in flight. ``id`` is the client's own raw JSON id, to be answered with."""
+
+    number: int
+    id: bytes
+    method: str
+    name: str
+    started_ns: int
+    deadline_ns: int  # 0: stays open as long as it likes
+    limit_ns: int  # progress never moves the deadline past this
+    size: int
+
+
+@attrs.define(slots=True, eq=False)
+class Item:
+    """One complete message on its way through the checks. Exactly one of ``envelope`` and ``refusal`` is set at last."""
+
+    raw: bytes
+    stamps: int = 0
+    envelope: Envelope | None = None
+    refusal: Refusal | None = None
+
+
+@attrs.define(slots=True, eq=False)
+class Connection:
+    """Invariants: ``ids`` maps the id of each call in ``calls`` to its number; ``out_bytes`` is the sum of ``out``'s
+    lengths; a connection with ``parked`` items hands out no later item before them."""
+
+    session: int
+    sock: socket.socket
+    fd: int
+    listener: Literal["ws", "tcp"]
+    peer_ip: str
+    peer_port: int
+    key: str  # the client key of its address
+    codec: Codec
+    opened_ns: int
+    wall_opened_ns: int
+    stage: Stage = Stage.ENTRY
+    transport: Literal["http", "ws", "tcp"] = "http"
+    encode: Callable[[bytes], bytes] = bytes
+    subprotocol: str | None = None
+
+    # entry
+    admitted: bool | None = None  # None: the limiter has not answered yet
+    entry_deadline_ns: int = 0
+    request: Request | None = None
+    waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
+    failed_logins: int = 0
+    strangers: int = 0  # messages before authentication that nobody may send then
+    early_version: str = ""  # initialised before authentication, at this protocol version
+
+    # open
+    grant: Grant | None = None
+    route: Route | None = None
+    upstream: str = ""
+    forwarded: bool = False  # something has been sent upstream: the choice of the server is final
+    version: str = ""  # the legacy protocol version this session was initialised at
+    calls: dict[int, Call] = attrs.field(factory=dict)
+    ids: dict[bytes, int] = attrs.field(factory=dict)
+    open_ended: int = 0  # calls in flight without a deadline
+
+    # messages
+    parked: deque[Item] = attrs.field(factory=deque)
+    parked_bytes: int = 0
+    parked_for: Literal["", "budget", "room", "validator"] = ""
+    parked_since_ns: int = 0
+    second_ns: int = 0  # when the second began in which frames are metered
+    second_frames: int = 0
+
+    # output
+    out: list[bytes | memoryview] = attrs.field(factory=list)
+    out_bytes: int = 0
+    blocked_since_ns: int = 0  # when the peer stopped reading; 0: it reads
+    interest: int = 0  # the epoll mask that is registered
+    eof: bool = False
+    linger_until_ns: int = 0
+    linger_left: int = LINGER_BYTES
+    close_sent: bool = False
+
+    # counters
+    last_message_ns: int = 0
+    last_received_ns: int = 0
+    last_ping_ns: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; the hub sends them at the end of its turn."""
+        self.out.append(data)
+        self.out_bytes += len(data)
+
+    def send_message(self, raw: bytes) -> None:
+        """Queue one JSON-RPC message, framed for this transport. ``raw`` holds no newline."""
+        self.messages_out += 1
+        self.write(self.encode(raw))
+
+    def add_call(self, call: Call) -> None:
+        self.calls[call.number] = call
+        self.ids[call.id] = call.number
+        if not call.deadline_ns:
+            self.open_ended += 1
+
+    def end_call(self, number: int) -> Call | None:
+        """Take a call out of the table. None: it has ended before (answered, cancelled or timed out)."""
+        call = self.calls.pop(number, None)
+        if call is not None:
+            del self.ids[call.id]
+            if not call.deadline_ns:
+                self.open_ended -= 1
+        return call
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether to read more: not while messages are parked, a policy actor is asked, or the peer doesn't read."""
+        if self.stage is Stage.CLOSING:
+            return not self.eof
+        return not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns) and self.stage < Stage.CLOSED
+
+
+def line(raw: bytes) -> bytes:
+    """Framing on TCP."""
+    return raw + b"\n"

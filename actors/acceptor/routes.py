@@ -1,0 +1,318 @@
+"""The ways to the upstreams: over the bridge worker, or straight over TCP from this worker's own epoll."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from actors.upstream.pool import Instance, Pool
+from ipc.address import Reply
+from ipc.errors import ActorDown, MailboxFull
+from ipc.messages import (
+    Abandon,
+    AttachSession,
+    BreakerSnapshot,
+    BreakerSubscribe,
+    CallFailed,
+    Circuit,
+    Deliver,
+    DetachSession,
+    Envelope,
+    Forward,
+    Grant,
+    Message,
+    Outcomes,
+    SessionLost,
+)
+from ipc.settings import Upstream
+
+from .connection import Stage
+from .tcp_upstream import TcpUpstream
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+log = logging.getLogger("portcullis.acceptor")
+
+ASK_NS: Final = 2_000_000_000
+PROBE_PERMITS: Final = 1  # while an upstream's state is unknown: as half-open
+PERMIT_RETRY_MS: Final = 1000
+KINDS: Final = ("success", "death", "silent", "slow")  # the order of the counts in an Outcomes row
+
+
+class Route(Protocol):
+    """What the dispatch needs of an upstream. ``session`` and ``call`` are the acceptor's own numbers."""
+
+    timeout_ns: int
+    max_timeout_ns: int
+
+    def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None: ...
+    def detach(self, session: int) -> None: ...
+    def forward(self, session: int, call: int, envelope: Envelope, raw: bytes, now: int) -> bool:
+        """Take the message; False: no room now. What fails later comes back as ``failed``."""
+        ...
+
+    def abandon(self, session: int, call: int, reason: str, now: int) -> None: ...
+    def on_room(self, callback: Callable[[], None]) -> None: ...
+    def refused_for(self, now: int) -> int:
+        """0: the breaker lets one call pass now. Otherwise in how many milliseconds to ask again."""
+        ...
+
+
+class Breakers:
+    """The acceptor's copy of the circuits. An upstream that nothing is known of counts as half-open."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._enabled = hub.settings.circuitbreaker_enabled
+        self._address = hub.context.address("breaker")
+        self._circuits: dict[str, Circuit] = {}
+        self._permits: dict[str, int] = {}
+        self._stop: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        def changed(incarnation: int) -> None:
+            if incarnation:
+                self._hub.post(self._subscribe)
+
+        self._stop = self._address.watch(changed)
+
+    def stop(self) -> None:
+        if self._stop is not None:
+            self._stop()
+
+    def _subscribe(self) -> None:
+        def answered(reply: Reply) -> None:
+            if isinstance(reply, BreakerSnapshot):
+                self._hub.post(functools.partial(self.learn, reply))
+
+        self._address.request(BreakerSubscribe(self._hub.name), self._hub.now + ASK_NS, answered)
+
+    def learn(self, snapshot: BreakerSnapshot) -> None:
+        for circuit in snapshot.circuits:
+            self._circuits[circuit.upstream] = circuit
+            self._permits[circuit.upstream] = circuit.permits
+
+    def refused_for(self, upstream: str, now: int) -> int:
+        if not self._enabled:
+            return 0
+        circuit = self._circuits.get(upstream)
+        if circuit is not None:
+            if circuit.state == "closed":
+                return 0
+            if circuit.state == "open":
+                return max(1, -(-(circuit.retry_at_ns - now) // 1_000_000))
+        permits = self._permits.setdefault(upstream, PROBE_PERMITS)
+        if permits <= 0:
+            return PERMIT_RETRY_MS
+        self._permits[upstream] = permits - 1
+        return 0
+
+    def describe(self) -> dict[str, str]:
+        return {name: circuit.state for name, circuit in self._circuits.items()}
+
+
+class _Timeouts:
+    """An upstream's timeouts in nanoseconds: its own, or the gateway's."""
+
+    def __init__(self, hub: Hub, upstream: Upstream) -> None:
+        self.timeout_ns = (upstream.timeout_ms or hub.settings.circuitbreaker_timeout) * 1_000_000
+        self.max_timeout_ns = max(self.timeout_ns, upstream.max_timeout_ms * 1_000_000)
+
+
+class BridgeRoute(_Timeouts):
+    """To a stdio server, which lives in the bridge worker.
+
+    Attaching and detaching go on the control lane, which may overtake data of the same session: a session number is
+    never attached to a second upstream once it has forwarded anything, so that this cannot misroute a message.
+    """
+
+    def __init__(self, hub: Hub, upstream: Upstream) -> None:
+        super().__init__(hub, upstream)
+        self._hub = hub
+        self._name = upstream.name
+        self.per_session = upstream.instance == "per-session"
+        self._bridge = hub.context.address("bridge")
+
+    def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None:
+        principal = grant.principal if grant is not None else ""
+        self._control(AttachSession(self._hub.name, session, upstream, principal, version))
+
+    def detach(self, session: int) -> None:
+        self._control(DetachSession(self._hub.name, session))
+
+    def abandon(self, session: int, call: int, reason: str, now: int) -> None:  # noqa: ARG002
+        self._control(Abandon(self._hub.name, session, call, "timeout" if reason == "timeout" else "closed"))
+
+    def _control(self, message: Message) -> None:
+        try:
+            self._bridge.control(message)
+        except ActorDown:
+            pass  # its next incarnation is told of every session when it comes up
+        except MailboxFull:
+            log.warning("the bridge does not keep up; a %s was lost", type(message).__name__)
+            self._hub.dispatch.count("bridge_control_lost")
+
+    def forward(self, session: int, call: int, envelope: Envelope, raw: bytes, now: int) -> bool:  # noqa: ARG002
+        try:
+            return self._bridge.tell(Forward(self._hub.name, session, call, envelope, raw))
+        except ActorDown:
+            if call:
+                self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, 503, "upstream down", False, 0))  # noqa: FBT003
+            return True
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        self._bridge.on_room(callback)
+
+    def refused_for(self, now: int) -> int:
+        return self._hub.routes.breakers.refused_for(self._name, now)
+
+
+class TcpRoute(_Timeouts):
+    """To a TCP server, over sockets in the hub's own epoll."""
+
+    def __init__(self, hub: Hub, upstream: Upstream, pool: Pool) -> None:
+        super().__init__(hub, upstream)
+        self._hub = hub
+        self._name = upstream.name
+        self._pool = pool
+        self.per_session = upstream.instance == "per-session"
+
+    def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None:  # noqa: ARG002
+        self._pool.attach(session, upstream, version)
+
+    def detach(self, session: int) -> None:
+        self._pool.detach(session, self._hub.now)
+
+    def abandon(self, session: int, call: int, reason: str, now: int) -> None:
+        self._pool.abandon(session, call, reason, now)
+
+    def forward(self, session: int, call: int, envelope: Envelope, raw: bytes, now: int) -> bool:
+        self._pool.forward(session, call, envelope, raw, now)
+        return True
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def refused_for(self, now: int) -> int:
+        return self._hub.routes.breakers.refused_for(self._name, now)
+
+
+class PoolOwner:
+    """What the pool of TCP upstreams wants of its owner. Runs in the hub's turn."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.outcomes: dict[str, list[int]] = {}
+
+    def connect(self, upstream: Upstream, instance: Instance) -> None:
+        self._hub.start_task(TcpUpstream(self._hub, upstream, instance).open)
+
+    def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None:  # noqa: FBT001
+        assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
+        self._hub.dispatch.deliver(session, call, final, raw)
+
+    def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:  # noqa: FBT001
+        # Posted: a call may fail before ``forward`` has returned and the call is in its connection's table.
+        self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, code, reason, sent, retry_after_ms))
+
+    def lost(self, session: Hashable, reason: str) -> None:
+        assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
+        self._hub.dispatch.lost(session, reason)
+
+    def outcome(self, upstream: str, kind: str) -> None:
+        row = self.outcomes.setdefault(upstream, [0] * len(KINDS))
+        row[KINDS.index(kind)] += 1
+
+    def log(self, upstream: str, level: str, text: str) -> None:
+        log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s: %s", upstream, text)
+
+
+class Routes:
+    """All routes by the upstreams' names, and the breakers' states beside them."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.breakers = Breakers(hub)
+        upstreams = hub.settings.upstreams
+        self.default = upstreams[0].name
+        self._owner = PoolOwner(hub)
+        network = tuple(upstream for upstream in upstreams if upstream.kind == "tcp")
+        self.pool = Pool(network, self._owner, settings=hub.settings, now=hub.now)
+        self._routes: dict[str, BridgeRoute | TcpRoute] = {
+            upstream.name: TcpRoute(hub, upstream, self.pool) if upstream.kind == "tcp" else BridgeRoute(hub, upstream)
+            for upstream in upstreams
+        }
+        self.names = frozenset(self._routes)
+        self._bridge = hub.context.address("bridge")
+        self._bridge_incarnation = 0
+        self._stop: Callable[[], None] | None = None
+
+    def of(self, upstream: str) -> Route:
+        return self._routes[upstream]
+
+    def start(self) -> None:
+        self.breakers.start()
+
+        def changed(incarnation: int) -> None:
+            self._hub.post(functools.partial(self._bridge_changed, incarnation))
+
+        if any(isinstance(route, BridgeRoute) for route in self._routes.values()):
+            self._stop = self._bridge.watch(changed)
+
+    def stop(self) -> None:
+        self.breakers.stop()
+        self.pool.close_all()
+        if self._stop is not None:
+            self._stop()
+
+    def _bridge_changed(self, incarnation: int) -> None:
+        """The bridge went down: whatever was in flight there is answered now. It came up: it is told of all sessions."""
+        before, self._bridge_incarnation = self._bridge_incarnation, incarnation
+        dispatch = self._hub.dispatch
+        for connection in list(self._hub.connections.values()):
+            route = connection.route
+            if not isinstance(route, BridgeRoute) or connection.stage is not Stage.OPEN:
+                continue
+            if before and before != incarnation:
+                if route.per_session and connection.forwarded:
+                    dispatch.lost(connection.session, "bridge down")
+                    continue
+                for number in list(connection.calls):
+                    dispatch.failed(connection.session, number, 502, "bridge down", True, 0)  # noqa: FBT003
+            if incarnation:
+                route.attach(connection.session, connection.upstream, connection.grant, connection.version)
+                if connection.parked_for == "room":
+                    connection.parked_for = ""
+                    self._hub.step(connection, dispatch.resume)
+
+    def tick(self, now: int) -> None:
+        self.pool.tick(now)
+        self._hub.dispatch.forget_exhausted(now)
+        if self._owner.outcomes:
+            rows = [(name, *row) for name, row in self._owner.outcomes.items()]
+            try:
+                self._hub.context.address("breaker").control(Outcomes(self._hub.name, rows))  # type: ignore[arg-type]
+            except (ActorDown, MailboxFull):
+                return  # kept, and added to, until it is up again
+            self._owner.outcomes = {}
+
+    def delivered(self, message: Message) -> bool:
+        """Whether ``message`` came from an upstream or the breaker; it has been dealt with then."""
+        dispatch = self._hub.dispatch
+        match message:
+            case Deliver():
+                dispatch.deliver(message.session, message.call, message.final, message.raw)
+            case CallFailed():
+                dispatch.failed(
+                    message.session, message.call, message.code, message.reason, message.sent, message.retry_after_ms
+                )
+            case SessionLost():
+                dispatch.lost(message.session, message.reason)
+            case BreakerSnapshot():
+                self.breakers.learn(message)
+            case _:
+                return False
+        return True

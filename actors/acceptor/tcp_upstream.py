@@ -1,0 +1,157 @@
+"""One connection to a TCP upstream (newline-delimited JSON-RPC), in the hub's epoll."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import select
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from actors.upstream.pool import Instance
+from ipc.settings import Upstream
+
+from .lines import LineReader, Oversize
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+log = logging.getLogger("portcullis.acceptor")
+
+CONNECT_SECONDS: Final = 5
+RECEIVE_BYTES: Final = 1 << 18
+IOV_MAX: Final = 64
+
+
+class TcpUpstream:
+    """The transport of one pool instance: connects, then moves lines without awaiting."""
+
+    def __init__(self, hub: Hub, upstream: Upstream, instance: Instance) -> None:
+        self._hub = hub
+        self._upstream = upstream
+        self._instance = instance
+        self._lines = LineReader(max_line=hub.settings.max_response_size, on_overflow="discard")
+        self._sock: socket.socket | None = None
+        self._fd = -1
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
+        self._interest = 0
+        self._given_up = False
+
+    async def open(self) -> None:
+        """Connect (names are resolved off the loop), then serve from the hub's turns."""
+        stream: trio.SocketStream | None = None
+        reason = f"no connection within {CONNECT_SECONDS} s"
+        with trio.move_on_after(CONNECT_SECONDS):
+            try:
+                stream = await trio.open_tcp_stream(self._upstream.host, self._upstream.port)
+            except OSError as error:
+                reason = f"cannot connect: {error.strerror or type(error).__name__}"
+        if stream is None:
+            self._hub.post(functools.partial(self._hub.link_step, self, self._failed, reason))
+            return
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
+        self._hub.post(functools.partial(self._hub.link_step, self, self._opened, sock))
+
+    def _failed(self, reason: str) -> None:
+        self._instance.failed(reason, self._hub.now)
+
+    def _opened(self, sock: socket.socket) -> None:
+        if self._given_up:
+            sock.close()
+            return
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._interest = select.EPOLLIN
+        self._hub.watch(self._fd, select.EPOLLIN, self._on_ready)
+        self._instance.opened(self, self._hub.now)
+
+    def _on_ready(self, events: int, _now: int) -> None:
+        if events & ~select.EPOLLOUT:
+            self._hub.link_step(self, self._receive)
+        if events & select.EPOLLOUT and self._sock is not None:
+            self._hub.dirty_links[self._fd] = self
+
+    def _receive(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            data = sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.broken(f"connection lost: {error.strerror}")
+            return
+        if not data:
+            self.broken("closed by the server")
+            return
+        now = self._hub.now
+        for item in self._lines.receive(data):
+            if isinstance(item, Oversize):
+                self._instance.oversize(item.head, item.tail, item.length, now)
+            else:
+                self._instance.line(item, now)
+
+    def send(self, raw: bytes) -> bool:
+        """Queue one message; it leaves at the end of the turn. False when the upstream is too far behind."""
+        if self._sock is None or self._out_bytes + len(raw) > self._hub.settings.max_buffer_size:
+            return False
+        self._out.append(raw + b"\n")
+        self._out_bytes += len(raw) + 1
+        self._hub.dirty_links[self._fd] = self
+        return True
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the socket takes it."""
+        sock, out = self._sock, self._out
+        if sock is None:
+            return
+        if out:
+            try:
+                sent = sock.send(out[0]) if len(out) == 1 else sock.sendmsg(out[:IOV_MAX])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.broken(f"connection lost: {error.strerror}")
+                return
+            self._out_bytes -= sent
+            index = 0
+            while index < len(out) and sent >= len(out[index]):
+                sent -= len(out[index])
+                index += 1
+            del out[:index]
+            if sent:
+                out[0] = memoryview(out[0])[sent:]
+        wanted = select.EPOLLIN | (select.EPOLLOUT if out else 0)
+        if wanted != self._interest:
+            self._interest = wanted
+            self._hub.epoll.modify(self._fd, wanted)
+
+    def broken(self, reason: str) -> None:
+        """The connection is over; the pool decides what becomes of its calls."""
+        if self._release():
+            self._instance.closed(reason, self._hub.now)
+
+    def close(self) -> None:
+        """The pool wants it no more."""
+        self._given_up = True
+        if self._release():
+            self._hub.post(functools.partial(self._hub.link_step, self, self._closed))
+
+    def _closed(self) -> None:
+        self._instance.closed("closed", self._hub.now)
+
+    def _release(self) -> bool:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return False
+        self._hub.forget(self._fd)
+        self._hub.dirty_links.pop(self._fd, None)
+        sock.close()
+        self._out.clear()
+        self._out_bytes = 0
+        return True

@@ -1,0 +1,192 @@
+"""What the supervisor and a worker process say to each other over the worker's control socket (SEQPACKET).
+
+Descriptors travel beside a message, in the order in which its docstring names them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .messages import AnyMessage
+from .settings import Settings
+
+PROTOCOL = 1
+"""Both ends come from one source tree; a worker of another version (an upgrade under a running gateway) is refused."""
+
+SUPERVISOR = "supervisor"
+"""The actor name under which the supervisor is reached from every worker."""
+
+
+class ControlMessage(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of everything on a control socket."""
+
+
+# --- parts of an assignment --------------------------------------------------------------------------------------
+
+
+class ActorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One actor of a worker: ``target`` is ``module:function``; ``listens`` are the kinds of listeners it is given.
+
+    ``stage`` orders starts and stops within the worker; ``stop_ms`` is how long it may take to return after a Drain.
+    """
+
+    name: str
+    target: str
+    stage: int = 0
+    listens: tuple[Literal["ws", "tcp", "health"], ...] = ()
+    start_ms: int = 10_000
+    stop_ms: int = 2_000
+
+
+class ListenerGrant(msgspec.Struct, frozen=True, array_like=True):
+    """A listening socket that travels beside the message. ``id`` names it when it is taken back."""
+
+    id: int
+    kind: Literal["ws", "tcp", "health"]
+
+
+class LinkGrant(msgspec.Struct, frozen=True, array_like=True):
+    """One end of a SEQPACKET pair for ``actor``, which finds it as ``context.links[key]``."""
+
+    actor: str
+    key: str
+
+
+class ActorState(msgspec.Struct, frozen=True, array_like=True):
+    """What the live tree shows of one actor."""
+
+    name: str
+    state: str
+    incarnation: int
+    restarts: int
+
+
+# --- worker -> supervisor ----------------------------------------------------------------------------------------
+
+
+class Hello(ControlMessage):
+    """The interpreter is warm and waits for an assignment."""
+
+    pid: int
+    protocol: int = PROTOCOL
+
+
+class Ready(ControlMessage):
+    """Every actor of the assignment is up."""
+
+
+class ActorStates(ControlMessage):
+    """The actors after a change."""
+
+    actors: tuple[ActorState, ...]
+
+
+class ActorEvent(ControlMessage):
+    """One event for the audit log."""
+
+    event: Literal["actor.crashed", "actor.restarted", "actor.escalated"]
+    actor: str
+    incarnation: int
+    reason: str = ""
+
+
+class PeerBroken(ControlMessage):
+    """That worker sent what is not a frame."""
+
+    worker: str
+    reason: str
+
+
+class Failing(ControlMessage):
+    """This process is about to end, and why."""
+
+    reason: str
+
+
+class Stopped(ControlMessage):
+    """Every actor has returned after a Stop; the process ends now."""
+
+
+class Asked(ControlMessage):
+    """A local actor's message to the supervisor. ``id`` is 0 when no answer is wanted."""
+
+    id: int
+    sender: str
+    message: AnyMessage
+
+
+class Answered(ControlMessage):
+    """To a Post with an id. ``message`` is None when the actor was down or did not answer in time."""
+
+    id: int
+    message: AnyMessage | None
+    reason: str = ""
+
+
+# --- supervisor -> worker ----------------------------------------------------------------------------------------
+
+
+class Assign(ControlMessage):
+    """What this process is from now on. Comes once.
+
+    Descriptors: the heartbeat memfd, the listeners, one stream socket a peer, one link each.
+    """
+
+    worker: str
+    incarnation: int
+    strategy: Literal["one_for_one", "rest_for_one", "one_for_all"]
+    actors: tuple[ActorSpec, ...]
+    placement: dict[str, str]
+    settings: Settings
+    heartbeat_ms: int
+    hosts_children: bool
+    listeners: tuple[ListenerGrant, ...] = ()
+    peers: tuple[str, ...] = ()
+    links: tuple[LinkGrant, ...] = ()
+
+
+class Connect(ControlMessage):
+    """A new incarnation of ``peer``. Descriptors: its stream socket if ``stream``, then one link each."""
+
+    peer: str
+    stream: bool
+    links: tuple[LinkGrant, ...] = ()
+
+
+class Adopt(ControlMessage):
+    """Serve these listeners of another worker too. Descriptors: the listeners."""
+
+    listeners: tuple[ListenerGrant, ...]
+
+
+class Withdraw(ControlMessage):
+    """Their own worker serves them again."""
+
+    listeners: tuple[int, ...]
+
+
+class Post(ControlMessage):
+    """Give this to a local actor. ``id`` is 0 when no answer is wanted."""
+
+    id: int
+    actor: str
+    message: AnyMessage
+
+
+class Reply(ControlMessage):
+    """To Asked."""
+
+    id: int
+    message: AnyMessage
+
+
+class Stop(ControlMessage):
+    """Drain every actor, then end. What has not ended by ``deadline_ns`` (monotonic) is killed."""
+
+    deadline_ns: int
+
+
+FromWorker = Hello | Ready | ActorStates | ActorEvent | PeerBroken | Failing | Stopped | Asked | Answered
+ToWorker = Assign | Connect | Adopt | Withdraw | Post | Reply | Stop

@@ -1,0 +1,1 @@
+"""The command line: one module a command, and beside them the parts that the commands are made of."""

@@ -1,0 +1,1 @@
+"""A small MCP server on stdio that stands behind the gateway on its first run: ``python -m ops.embedded``."""

@@ -1,0 +1,5 @@
+"""``python -m ops.embedded``: serve MCP on stdin and stdout."""
+
+from .stdio import serve
+
+serve()

@@ -1,0 +1,68 @@
+"""Processes that nobody else cares for any more: orphans are ended, the dead among them are reaped.
+
+The supervisor is the init process of a container or a child subreaper, so whatever its workers leave behind becomes
+its own child: the stdio servers of a bridge that died, and what those started. A bridge is a
+subreaper too, so that the helpers of a server that has ended stay below it, where they can be found whatever happens
+to the supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Container
+from contextlib import suppress
+
+from . import proc
+
+_ROUNDS = 50
+"""A process may fork while the list is read; after so many rounds of SIGKILL it is a fork bomb, not a server."""
+
+
+def reap_unknown(known: Container[int]) -> list[int]:
+    """Reap the dead children that are not in ``known``; returns their pids.
+
+    waitid with WNOWAIT shows the first dead child and leaves it. If that one is known, its exit code belongs to
+    whoever waits for it, and the ones behind it have to wait for the next call.
+    """
+    reaped: list[int] = []
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return reaped
+        if found is None or found.si_pid in known:
+            return reaped
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+        reaped.append(found.si_pid)
+
+
+def orphans(known: Container[int]) -> list[proc.Stat]:
+    """The living children of this process that are not in ``known``, and everything below them."""
+    adopted = [child for child in proc.children(os.getpid()) if child.pid not in known]
+    below = proc.descendants({child.pid for child in adopted})
+    return [found for found in (*adopted, *below) if found.state not in "ZX"]
+
+
+def send(number: signal.Signals, processes: list[proc.Stat]) -> None:
+    """To each, if it is still the same process; a stopped one is continued, so that it can act on it."""
+    for process in processes:
+        now = proc.stat(process.pid)
+        if now is None or now.started != process.started:
+            continue
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, number)
+            if now.state in "Tt":
+                os.kill(process.pid, signal.SIGCONT)
+
+
+def kill_descendants(pid: int) -> None:
+    """SIGKILL everything below a process, until nothing is left. Blocks for a few milliseconds."""
+    for _ in range(_ROUNDS):
+        below = [found for found in proc.descendants({pid}) if found.state not in "ZX"]
+        if not below:
+            return
+        send(signal.SIGKILL, below)
+
+

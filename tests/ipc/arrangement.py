@@ -1,0 +1,74 @@
+"""Two arrangements of the same actors: asker and answerer in one process' exchange, and in two joined by a channel."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import attrs
+import trio
+import trio.testing
+
+from ipc.address import Address
+from ipc.exchange import Exchange
+from ipc.mailbox import Mailbox
+
+
+class VirtualClock:
+    """CLOCK_MONOTONIC for exchanges, moved by the test's (jumping) trio clock."""
+
+    def __call__(self) -> int:
+        return round(trio.current_time() * 1e9)
+
+    def after(self, seconds: float) -> int:
+        return self() + round(seconds * 1e9)
+
+
+@attrs.define
+class Arrangement:
+    """``address`` is of the actor ``target`` as its user sees it; ``near`` is the user's exchange, ``far`` the actor's.
+
+    They are the same object in the local arrangement.
+    """
+
+    near: Exchange
+    far: Exchange
+    clock: VirtualClock
+    incarnation: int = 0
+    cut: Callable[[], None] | None = None  # breaks the channel, as the death of the far process would
+
+    @property
+    def address(self) -> Address:
+        return self.near.address("target")
+
+    async def start(self, **limits: int) -> Mailbox:
+        """The next incarnation of ``target``, known to the user when this returns."""
+        self.incarnation += 1
+        mailbox = Mailbox("target", **limits)
+        self.far.register(mailbox, self.incarnation)
+        await trio.testing.wait_all_tasks_blocked()
+        assert self.address.incarnation == self.incarnation
+        return mailbox
+
+
+async def settle() -> None:
+    """Everything that can happen without time passing has happened."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def join(one: Exchange, other: Exchange) -> None:
+    left, right = socket.socketpair()
+    one.connect(other.worker, left)
+    other.connect(one.worker, right)
+
+
+def open_descriptors() -> dict[str, str]:
+    """What this process has open, by number; the descriptor that lists them left out."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+    return {name: target for name, target in found.items() if not target.endswith("/fd")}
