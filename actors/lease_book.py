@@ -40,6 +40,7 @@ class _Held:
     until_ns: int
     used: list[int] = attrs.field(factory=list)  # since the last report
     over: bool = False  # nothing more may be spent of it
+    closed: bool = False  # its last report is out; implies ``over``
     due_ns: int = 0  # the earliest event of it in the heap
 
 
@@ -248,7 +249,11 @@ class LeaseBook:
             lease.used.extend([now] * units)
 
     def _end(self, lease: _Held) -> None:
-        """Nothing more is spent of it; what is left is returned by its last report."""
+        """Nothing more is spent of it; what is left is returned by its last report, with the next ones."""
+        self._finish(lease)
+        self._urgent.append(lease)
+
+    def _finish(self, lease: _Held) -> None:
         budget = lease.owner
         budget.held.remove(lease)
         lease.over = True
@@ -256,26 +261,19 @@ class LeaseBook:
             budget.size = min(LARGEST_WANT, budget.size * 2)
         elif lease.left * 2 > lease.units:
             budget.size = max(1, budget.size // 2)
-        self._urgent.append(lease)
 
     def _report(self, lease: _Held, now: int, reports: list[LeaseReport]) -> None:
-        if lease.units < 0:
-            return  # closed already
+        if lease.closed:
+            return
         if not lease.over and (lease.left == 0 or now >= lease.until_ns):
-            lease.over = True
-            lease.owner.held.remove(lease)
-            if lease.left == 0:
-                lease.owner.size = min(LARGEST_WANT, lease.owner.size * 2)
-            elif lease.left * 2 > lease.units:
-                lease.owner.size = max(1, lease.owner.size // 2)
+            self._finish(lease)
         if lease.lease != UNMETERED and (lease.used or lease.over):
             returned = lease.left if lease.over else 0
             reports.append(LeaseReport(self._acceptor, lease.lease, lease.used, returned, lease.over))
             self._returned += returned
         lease.used = []
         if lease.over:
-            lease.units = -1
-            lease.left = 0
+            lease.closed = True
             lease.owner.open -= 1
             if not lease.owner.open:
                 self._forget_later(lease.owner, now + _MEMORY_NS)

@@ -128,6 +128,7 @@ class Channel:
                 await self._read()
                 nursery.cancel_scope.cancel()
         finally:
+            self._write()
             self.close("the worker stops")
 
     def close(self, reason: str, error: MalformedFrame | None = None) -> None:
@@ -166,8 +167,9 @@ class Channel:
                 self._writer_wanted.set()
                 break
             except OSError:
-                # The peer has gone. What it said before is still to be read, and then the end of the stream.
+                # The peer reads no more. What it said before is still to be read; after that the reader sees the end.
                 self._broken = True
+                self._sock.shutdown(socket.SHUT_RD)
                 count = 0
             if self._broken:
                 out.clear()
@@ -183,6 +185,8 @@ class Channel:
         while True:
             await self._writer_wanted.wait()
             self._writer_wanted = trio.Event()
+            if self.closed:
+                return
             try:
                 await trio.lowlevel.wait_writable(self._sock.fileno())
             except trio.ClosedResourceError:

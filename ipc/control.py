@@ -47,6 +47,13 @@ class ListenerGrant(msgspec.Struct, frozen=True, array_like=True):
     kind: Literal["ws", "tcp", "health"]
 
 
+class PeerGrant(msgspec.Struct, frozen=True, array_like=True):
+    """A worker that this one talks to, in the incarnation that has the other end of the stream."""
+
+    name: str
+    incarnation: int
+
+
 class LinkGrant(msgspec.Struct, frozen=True, array_like=True):
     """One end of a SEQPACKET pair for ``actor``, which finds it as ``context.links[key]``."""
 
@@ -93,9 +100,10 @@ class ActorEvent(ControlMessage):
 
 
 class PeerBroken(ControlMessage):
-    """That worker sent what is not a frame."""
+    """That incarnation of a worker sent what is not a frame."""
 
     worker: str
+    incarnation: int
     reason: str
 
 
@@ -143,14 +151,14 @@ class Assign(ControlMessage):
     heartbeat_ms: int
     hosts_children: bool
     listeners: tuple[ListenerGrant, ...] = ()
-    peers: tuple[str, ...] = ()
+    peers: tuple[PeerGrant, ...] = ()
     links: tuple[LinkGrant, ...] = ()
 
 
 class Connect(ControlMessage):
     """A new incarnation of ``peer``. Descriptors: its stream socket if ``stream``, then one link each."""
 
-    peer: str
+    peer: PeerGrant
     stream: bool
     links: tuple[LinkGrant, ...] = ()
 

@@ -289,16 +289,25 @@ class Exchange:
         peer = self._peers[sender]
         owed = peer.owed.setdefault(mailbox.name, Share())
         owed.data += share.data
-        owed.size += share.size
+        owed.data_size += share.data_size
         owed.control += share.control
+        owed.control_size += share.control_size
         if (
             owed.data * _CREDIT_PART >= mailbox.data_limit
-            or owed.size * _CREDIT_PART >= mailbox.size_limit
             or owed.control * _CREDIT_PART >= mailbox.control_limit
+            or max(owed.data_size, owed.control_size) * _CREDIT_PART >= mailbox.size_limit
         ):
             del peer.owed[mailbox.name]
-            incarnation = self._mailboxes[mailbox.name][1]
-            peer.channel.send(Credit(mailbox.name, incarnation, owed.data, owed.size, owed.control))
+            peer.channel.send(
+                Credit(
+                    mailbox.name,
+                    self._mailboxes[mailbox.name][1],
+                    data=owed.data,
+                    data_size=owed.data_size,
+                    control=owed.control,
+                    control_size=owed.control_size,
+                )
+            )
 
     def _closed_mailbox(self, incarnation: int, mailbox: Mailbox, reason: str) -> None:
         del self._mailboxes[mailbox.name]
@@ -365,18 +374,18 @@ class Exchange:
         if mailbox is not None and not mailbox.offer(Delivery(frame.message, peer.name), size=size):
             raise MalformedFrame(f"more data for {frame.actor} than there is credit for")
 
-    def _take_control(self, peer: _Peer, frame: Control, _size: int) -> None:
+    def _take_control(self, peer: _Peer, frame: Control, size: int) -> None:
         mailbox = self._ours(frame.actor, frame.incarnation)
-        if mailbox is not None and not mailbox.offer(Delivery(frame.message, peer.name), control=True):
+        if mailbox is not None and not mailbox.offer(Delivery(frame.message, peer.name), control=True, size=size):
             raise MalformedFrame(f"more control messages for {frame.actor} than it has room for")
 
-    def _take_request(self, peer: _Peer, frame: Request, _size: int) -> None:
+    def _take_request(self, peer: _Peer, frame: Request, size: int) -> None:
         mailbox = self._ours(frame.actor, frame.incarnation)
         if mailbox is None:
             return
         answer = partial(_answer, peer.channel, frame.actor, frame.incarnation, frame.id)
         delivery = Delivery(frame.message, peer.name, answer, frame.deadline_ns)
-        if not mailbox.offer(delivery, control=True):
+        if not mailbox.offer(delivery, control=True, size=size):
             raise MalformedFrame(f"more requests for {frame.actor} than it has room for")
 
     def _take_reply(self, peer: _Peer, frame: Reply, _size: int) -> None:

@@ -29,8 +29,8 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unkn
 
 
 class Up(_Frame, frozen=True, tag=1):
-    """The actor takes messages. Until credit comes back, at most ``data`` messages of ``size`` bytes in all on the
-    data lane, and at most ``control`` on the control lane, requests included."""
+    """The actor takes messages. Until credit comes back, at most ``data`` messages on the data lane and
+    ``control`` on the control lane (requests included), and of each lane no more after ``size`` bytes."""
 
     data: Positive
     size: Positive
@@ -65,11 +65,12 @@ class Reply(_Frame, frozen=True, tag=6):
 
 
 class Credit(_Frame, frozen=True, tag=7):
-    """The actor has taken so many messages (and bytes of data frames) out of its mailbox since the last Credit."""
+    """The actor has taken so many messages, and bytes of frames, out of its mailbox since the last Credit."""
 
     data: Count
-    size: Count
+    data_size: Count
     control: Count
+    control_size: Count
 
 
 Frame = Up | Down | Data | Control | Request | Reply | Credit

@@ -49,13 +49,14 @@ class Delivery:
         self._answer = None
 
 
-@attrs.define(eq=False)
+@attrs.define
 class Share:
-    """What one sender has in a mailbox at this moment: messages in each lane, bytes in the data lane."""
+    """What is one sender's of a mailbox: messages in each lane, and their bytes as encoded."""
 
     data: int = 0
-    size: int = 0
+    data_size: int = 0
     control: int = 0
+    control_size: int = 0
 
 
 @attrs.frozen
@@ -82,8 +83,8 @@ class Mailbox:
         name: the actor's.
         data: the data lane's bound in messages, for each sending worker.
         control: the control lane's, requests included.
-        size: the data lane's bound in bytes as encoded, for each sending worker other than this one; the message
-            that crosses it is still taken.
+        size: each lane's bound in bytes as encoded, for each sending worker other than this one; the message that
+            crosses it is still taken.
 
     """
 
@@ -121,18 +122,19 @@ class Mailbox:
         if share is None:
             share = self._shares[delivery.sender] = Share()
         if control:
-            if share.control >= self.control_limit:
+            if share.control >= self.control_limit or share.control_size >= self.size_limit:
                 self._refused += 1
                 return False
             share.control += 1
+            share.control_size += size
             self._control_received += 1
             self._control.append(delivery)
         else:
-            if share.data >= self.data_limit or share.size >= self.size_limit:
+            if share.data >= self.data_limit or share.data_size >= self.size_limit:
                 self._refused += 1
                 return False
             share.data += 1
-            share.size += size
+            share.data_size += size
             self._data_received += 1
             self._data.append(delivery)
         if self._receiver is not None:
@@ -144,12 +146,12 @@ class Mailbox:
     def has_room(self, sender: str) -> bool:
         """Whether ``offer`` on the data lane would succeed for that sender."""
         share = self._shares.get(sender)
-        return share is None or (share.data < self.data_limit and share.size < self.size_limit)
+        return share is None or (share.data < self.data_limit and share.data_size < self.size_limit)
 
     def share(self, sender: str) -> Share:
         """What that sender has in here now (a copy)."""
         share = self._shares.get(sender)
-        return Share(share.data, share.size, share.control) if share is not None else Share()
+        return attrs.evolve(share) if share is not None else Share()
 
     def forget(self, sender: str) -> None:
         """The sender's process has gone: what it has sent is still delivered, but no room is owed for it."""

@@ -50,27 +50,27 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # --- lifecycle: supervisor/worker -> actor -----------------------------------------------------------------------
 
 
-class Drain(Message):
+class Drain(Message, frozen=True):
     """Finish what is in flight, take nothing new, then return from the actor's function."""
 
     deadline_ns: int
 
 
-class ListenersChanged(Message):
+class ListenersChanged(Message, frozen=True):
     """``Context.listeners`` has changed: listeners were handed to this worker or taken back."""
 
 
-class LinksChanged(Message):
-    """``Context.links`` has changed: ``key`` is a new link, its predecessor (closed now) led to a dead process."""
+class LinksChanged(Message, frozen=True):
+    """``Context.links`` has changed: ``key`` is a new link. Its predecessor led to a process that has gone; it is closed soon."""
 
     key: str
 
 
-class Describe(Message):
+class Describe(Message, frozen=True):
     """Ask any actor for its statistics; answered with Description."""
 
 
-class Description(Message):
+class Description(Message, frozen=True):
     """``data`` is a JSON object: counters and gauges of one actor, for the admin process."""
 
     data: bytes
@@ -79,7 +79,7 @@ class Description(Message):
 # --- acceptor <-> limiter: connections ---------------------------------------------------------------------------
 
 
-class Admit(Message):
+class Admit(Message, frozen=True):
     """May this connection exist? Answered with Admitted or Refused. ``key`` is the client key of its address."""
 
     acceptor: str
@@ -88,11 +88,11 @@ class Admit(Message):
     key: str
 
 
-class Admitted(Message):
+class Admitted(Message, frozen=True):
     pass
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """``reason`` is one of limit, rate, block, auth, unavailable, timeout."""
 
     reason: str
@@ -100,14 +100,14 @@ class Refused(Message):
     detail: str = ""
 
 
-class Released(Message):
+class Released(Message, frozen=True):
     """These connections have ended (control lane)."""
 
     acceptor: str
     sessions: list[int]
 
 
-class Resync(Message):
+class Resync(Message, frozen=True):
     """An acceptor's live connections, told to each new incarnation of the limiter: (session, listener, key)."""
 
     acceptor: str
@@ -117,7 +117,7 @@ class Resync(Message):
 # --- acceptor <-> limiter: leases --------------------------------------------------------------------------------
 
 
-class LeaseRequest(Message):
+class LeaseRequest(Message, frozen=True):
     """Up to ``want`` units of message budget for ``keys`` (all are charged). Answered with Lease or Exhausted."""
 
     acceptor: str
@@ -125,7 +125,7 @@ class LeaseRequest(Message):
     want: int
 
 
-class Lease(Message):
+class Lease(Message, frozen=True):
     """``units`` messages may pass for ``keys`` until ``until_ns``. Every unit must be accounted for by a LeaseReport."""
 
     lease: int
@@ -134,14 +134,14 @@ class Lease(Message):
     until_ns: int
 
 
-class Exhausted(Message):
+class Exhausted(Message, frozen=True):
     """No budget: nothing may pass for ``retry_after_ms``."""
 
     keys: tuple[str, ...]
     retry_after_ms: int
 
 
-class LeaseReport(Message):
+class LeaseReport(Message, frozen=True):
     """When units of a lease were spent, and how many come back unused. Sent on the control lane, in batches.
 
     ``closed`` says that the acceptor will spend nothing more of this lease.
@@ -157,7 +157,7 @@ class LeaseReport(Message):
 # --- acceptor <-> auth -------------------------------------------------------------------------------------------
 
 
-class Authenticate(Message):
+class Authenticate(Message, frozen=True):
     """Who is this? Answered with Grant or Refused."""
 
     listener: Literal["ws", "tcp"]
@@ -167,7 +167,7 @@ class Authenticate(Message):
     session: int = 0
 
 
-class Grant(Message):
+class Grant(Message, frozen=True):
     """An answer that the acceptor keeps for the life of the connection.
 
     ``principal`` is empty for a static token's holder without a name of its own; ``session`` is the public session
@@ -183,19 +183,19 @@ class Grant(Message):
     limit_keys: tuple[str, ...] = ()
 
 
-class IssueTicket(Message):
+class IssueTicket(Message, frozen=True):
     """A one-time ticket for the holder of ``credential``. Answered with Ticket or Refused."""
 
     credential: str
     peer_ip: str
 
 
-class Ticket(Message):
+class Ticket(Message, frozen=True):
     ticket: str
     expires_in: int  # seconds
 
 
-class Revoked(Message):
+class Revoked(Message, frozen=True):
     """Broadcast by auth: grants of these public session ids, or below this epoch, are over."""
 
     sessions: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ class Revoked(Message):
 CircuitState = Literal["closed", "open", "half_open"]
 
 
-class BreakerSubscribe(Message):
+class BreakerSubscribe(Message, frozen=True):
     """Answered with BreakerSnapshot; later changes come as BreakerSnapshot on the control lane of ``subscriber``."""
 
     subscriber: str
@@ -220,11 +220,11 @@ class Circuit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     permits: int = 0  # half-open: how many calls this subscriber may send
 
 
-class BreakerSnapshot(Message):
+class BreakerSnapshot(Message, frozen=True):
     circuits: list[Circuit]
 
 
-class Outcomes(Message):
+class Outcomes(Message, frozen=True):
     """What became of calls, counted, since the last report: one row an upstream (control lane).
 
     ``deaths`` counts deaths of the upstream itself (one, however many calls were in flight); ``silent`` counts calls
@@ -235,7 +235,7 @@ class Outcomes(Message):
     rows: list[tuple[str, int, int, int, int]]  # upstream, successes, deaths, silent, slow
 
 
-class ResetBreaker(Message):
+class ResetBreaker(Message, frozen=True):
     upstream: str
 
 
@@ -264,7 +264,7 @@ class AuditEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, omit_de
     detail: dict[str, str | int | float | bool] = {}
 
 
-class AuditBatch(Message):
+class AuditBatch(Message, frozen=True):
     """Events of one source, the first of which is its ``first``-th since its start. Answered with AuditAck."""
 
     source: str
@@ -272,7 +272,7 @@ class AuditBatch(Message):
     events: list[AuditEvent]
 
 
-class AuditAck(Message):
+class AuditAck(Message, frozen=True):
     """Everything of that source up to and without ``upto`` is in the log file."""
 
     upto: int
@@ -281,7 +281,7 @@ class AuditAck(Message):
 # --- acceptor <-> validator (large messages; the bytes travel as a sealed memfd beside the message) ---------------
 
 
-class Validate(Message):
+class Validate(Message, frozen=True):
     """One descriptor comes with it: a sealed memfd that holds ``size`` bytes."""
 
     ticket: int
@@ -289,12 +289,12 @@ class Validate(Message):
     max_depth: int
 
 
-class Valid(Message):
+class Valid(Message, frozen=True):
     ticket: int
     envelope: Envelope
 
 
-class Invalid(Message):
+class Invalid(Message, frozen=True):
     """``id`` is the raw JSON id to answer with, ``b"null"`` when it can't be known; ``notification``: never answered."""
 
     ticket: int
@@ -303,12 +303,13 @@ class Invalid(Message):
     id: bytes
     notification: bool
     data: bytes = b""  # a JSON object, or nothing
+    rule: str = ""  # what was broken, for audit and metrics
 
 
 # --- acceptor <-> bridge (an upstream that lives in another worker) ----------------------------------------------
 
 
-class AttachSession(Message):
+class AttachSession(Message, frozen=True):
     """A client connection begins to use an upstream.
 
     ``version`` is not empty when this session has already been initialised at that legacy protocol version (its
@@ -323,12 +324,12 @@ class AttachSession(Message):
     version: str = ""
 
 
-class DetachSession(Message):
+class DetachSession(Message, frozen=True):
     acceptor: str
     session: int
 
 
-class Forward(Message):
+class Forward(Message, frozen=True):
     """One checked message of a client. ``raw`` is the client's own bytes."""
 
     acceptor: str
@@ -338,7 +339,7 @@ class Forward(Message):
     raw: bytes
 
 
-class Abandon(Message):
+class Abandon(Message, frozen=True):
     """The acceptor gave this call up (timeout, client gone). Cancel it upstream and swallow its answer."""
 
     acceptor: str
@@ -347,7 +348,7 @@ class Abandon(Message):
     reason: Literal["timeout", "closed"]
 
 
-class Deliver(Message):
+class Deliver(Message, frozen=True):
     """Bytes for a client, ids already restored. ``final`` ends ``call``; progress comes with ``final`` false."""
 
     session: int
@@ -356,7 +357,7 @@ class Deliver(Message):
     raw: bytes
 
 
-class CallFailed(Message):
+class CallFailed(Message, frozen=True):
     """No answer will come. ``code`` is the contract's; ``sent`` says whether the upstream may have seen the call."""
 
     session: int
@@ -367,7 +368,7 @@ class CallFailed(Message):
     retry_after_ms: int = 0
 
 
-class SessionLost(Message):
+class SessionLost(Message, frozen=True):
     """The session's own upstream process is gone, and its state with it: the client has to connect anew."""
 
     session: int
@@ -377,18 +378,18 @@ class SessionLost(Message):
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
-class Disconnect(Message):
+class Disconnect(Message, frozen=True):
     """Close this connection (by its public id). Answered with Done."""
 
     connection: str
 
 
-class Done(Message):
+class Done(Message, frozen=True):
     ok: bool
     detail: str = ""
 
 
-class GatewayStatus(Message):
+class GatewayStatus(Message, frozen=True):
     """Broadcast by admin to acceptors: what /health says on the client port. ``body`` is the JSON document."""
 
     healthy: Literal["healthy", "degraded", "unhealthy"]
@@ -396,7 +397,7 @@ class GatewayStatus(Message):
     body: bytes
 
 
-class TreeSnapshot(Message):
+class TreeSnapshot(Message, frozen=True):
     """The process tree, told to admin by the supervisor at each change and every second (control lane).
 
     ``data`` is a JSON object: uptime_s, version, draining, degraded (a list of reasons), restarts, workers: [{name,
@@ -406,7 +407,7 @@ class TreeSnapshot(Message):
     data: bytes
 
 
-class AdminRequest(Message):
+class AdminRequest(Message, frozen=True):
     """An operator's wish that only the supervisor can grant. Sent to ``supervisor``; answered with Done."""
 
     verb: Literal["drain", "reload"]

@@ -24,13 +24,13 @@ from .messages import Message
 
 @attrs.frozen
 class AddressStatistics:
-    """``data``, ``size`` and ``control`` are what the actor has not taken yet: messages, bytes, messages."""
+    """``untaken`` is what this worker has sent and the actor has not taken out of its mailbox, as far as is known."""
 
     name: str
     incarnation: int
-    data: int
-    size: int
-    control: int
+    untaken: Share
+    waiting_for_room: int
+    watchers: int
 
 
 @attrs.define(eq=False)
@@ -126,6 +126,9 @@ class Reference:
         """Send a request; returns its id, or why it could not be sent."""
         raise NotImplementedError
 
+    def _statistics(self, untaken: Share) -> AddressStatistics:
+        return AddressStatistics(self.name, self.incarnation, untaken, len(self._room), len(self._watchers))
+
     def _room_is_back(self) -> None:
         waiting, self._room = self._room, []
         for owner, callback in waiting:
@@ -176,7 +179,7 @@ class LocalAddress(Reference):
 
     def statistics(self) -> AddressStatistics:
         share = self._mailbox.share(self._sender) if self._mailbox is not None else Share()
-        return AddressStatistics(self.name, self.incarnation, share.data, share.size, share.control)
+        return self._statistics(share)
 
     def _up(self) -> Mailbox:
         if self._mailbox is None:
@@ -220,16 +223,15 @@ class RemoteAddress(Reference):
         channel = self._up()
         if not self._has_room():
             return False
-        sent = self._sent
-        sent.size += channel.send(Data(self.name, self.incarnation, message))
-        sent.data += 1
+        self._sent.data_size += channel.send(Data(self.name, self.incarnation, message))
+        self._sent.data += 1
         return True
 
     def control(self, message: Message) -> None:
         channel = self._up()
-        if self._sent.control >= self._limits.control:
+        if not self._has_control_room():
             raise MailboxFull(self.name)
-        channel.send(Control(self.name, self.incarnation, message))
+        self._sent.control_size += channel.send(Control(self.name, self.incarnation, message))
         self._sent.control += 1
 
     def up(self, channel: Channel, frame: Up) -> None:
@@ -237,7 +239,7 @@ class RemoteAddress(Reference):
         if self.incarnation:
             raise MalformedFrame(f"{self.name} is up twice")
         self._channel = channel
-        self._limits = Share(data=frame.data, size=frame.size, control=frame.control)
+        self._limits = Share(frame.data, frame.size, frame.control, frame.size)
         self._sent = Share()
         self._changed(frame.incarnation, "")
 
@@ -252,11 +254,12 @@ class RemoteAddress(Reference):
         if frame.incarnation != self.incarnation:
             return
         sent = self._sent
-        if frame.data > sent.data or frame.size > sent.size or frame.control > sent.control:
-            raise MalformedFrame(f"{self.name} gives credit for more than it was sent")
         sent.data -= frame.data
-        sent.size -= frame.size
+        sent.data_size -= frame.data_size
         sent.control -= frame.control
+        sent.control_size -= frame.control_size
+        if min(sent.data, sent.data_size, sent.control, sent.control_size) < 0:
+            raise MalformedFrame(f"{self.name} gives credit for more than it was sent")
         self.unblocked()
 
     def unblocked(self) -> None:
@@ -265,8 +268,7 @@ class RemoteAddress(Reference):
             self._room_is_back()
 
     def statistics(self) -> AddressStatistics:
-        sent = self._sent if self.incarnation else Share()
-        return AddressStatistics(self.name, self.incarnation, sent.data, sent.size, sent.control)
+        return self._statistics(attrs.evolve(self._sent) if self.incarnation else Share())
 
     def _up(self) -> Channel:
         if self._channel is None:
@@ -277,9 +279,13 @@ class RemoteAddress(Reference):
         return (
             self._channel is not None
             and self._sent.data < self._limits.data
-            and self._sent.size < self._limits.size
+            and self._sent.data_size < self._limits.data_size
             and not self._channel.congested
         )
+
+    def _has_control_room(self) -> bool:
+        sent, limits = self._sent, self._limits
+        return sent.control < limits.control and sent.control_size < limits.control_size
 
     def _request(
         self, message: Message, deadline_ns: int, on_reply: Callable[[Reply], None], owner: Mailbox | None
@@ -287,13 +293,14 @@ class RemoteAddress(Reference):
         channel = self._channel
         if channel is None:
             return ActorDown(self.name, self._reason)
-        if self._sent.control >= self._limits.control:
+        if not self._has_control_room():
             return ActorDown(self.name, "mailbox full")
         request = self._pending.open(self.name, self.incarnation, deadline_ns, on_reply, owner)
         try:
-            channel.send(Request(self.name, self.incarnation, request, deadline_ns, message))
+            size = channel.send(Request(self.name, self.incarnation, request, deadline_ns, message))
         except BaseException:
             self._pending.forget(self.name, request)
             raise
         self._sent.control += 1
+        self._sent.control_size += size
         return request

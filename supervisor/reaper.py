@@ -1,22 +1,26 @@
 """Processes that nobody else cares for any more: orphans are ended, the dead among them are reaped.
 
 The supervisor is the init process of a container or a child subreaper, so whatever its workers leave behind becomes
-its own child: the stdio servers of a bridge that died, and what those started. A bridge is a
-subreaper too, so that the helpers of a server that has ended stay below it, where they can be found whatever happens
-to the supervisor.
+its own child: the stdio servers of a bridge that died, and what those started, in whatever session they are.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
+
+import trio
 
 from . import proc
 
 _ROUNDS = 50
 """A process may fork while the list is read; after so many rounds of SIGKILL it is a fork bomb, not a server."""
+
+_LOOK_S = 0.02
+_TERM_GRACE_S = 0.5
+_KILL_GRACE_S = 2.0
 
 
 def reap_unknown(known: Container[int]) -> list[int]:
@@ -66,3 +70,22 @@ def kill_descendants(pid: int) -> None:
         send(signal.SIGKILL, below)
 
 
+async def end_orphans(known: Callable[[], Container[int]]) -> int:
+    """SIGTERM for all orphans, then SIGKILL for those that stay; returns how many there were. Reaps them.
+
+    The supervisor must be a subreaper; an orphan's own orphans then come to it in turn.
+    """
+    found = orphans(known())
+    send(signal.SIGTERM, found)
+    count = len(found)
+    waited = 0.0
+    while found:
+        await trio.sleep(_LOOK_S)
+        waited += _LOOK_S
+        reap_unknown(known())
+        found = orphans(known())
+        if waited >= _TERM_GRACE_S:
+            send(signal.SIGKILL, found)
+        if waited >= _TERM_GRACE_S + _KILL_GRACE_S:
+            break  # in uninterruptible sleep; the kernel has the signal and will act on it
+    return count

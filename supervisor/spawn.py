@@ -7,13 +7,11 @@ descriptors besides stderr (its control socket, the lifetime pipe, /dev/null) an
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +23,7 @@ from ipc.control import ControlMessage, FromWorker
 from ipc.fdpass import DescriptorLink
 
 from . import proc
-
-log = logging.getLogger("supervisor.spawn")
+from .outbox import Outbox, OutboxFull
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the project's packages live."""
@@ -36,9 +33,6 @@ _INHERITED = (
     *("NO_COLOR", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE"),
 )
 """The worker's whole environment, where set. Settings come with its assignment."""
-
-_OUTBOX = 1024
-"""Messages that wait for a worker's control socket. One that reads none of so many is not worth waiting for."""
 
 _ABORT_GRACE_S = 0.5
 """For the faulthandler's trace, after SIGABRT; it takes a millisecond or never comes."""
@@ -58,52 +52,24 @@ class Process:
     fencing: bool = False
     returncode: int | None = None
     exited: trio.Event = attrs.field(factory=trio.Event)
-    _outbox: deque[tuple[ControlMessage, tuple[socket.socket | int, ...]]] = attrs.field(factory=deque)
-    _queued: trio.Event = attrs.field(factory=trio.Event)
+    _outbox: Outbox = attrs.field(init=False)
+
+    @_outbox.default
+    def _new_outbox(self) -> Outbox:
+        return Outbox(self.link)
 
     def send(
         self, message: ControlMessage, *, lent: Sequence[int] = (), given: Sequence[socket.socket | int] = ()
     ) -> None:
-        """Send soon, in order. Descriptors go in the order lent, given; ``given`` ones are closed once they went.
-
-        A lent descriptor is duplicated if it can't go at once. Raises ValueError for a message that is too long.
-        """
-        descriptors = [*lent, *(_number(item) for item in given)]
-        if not self._outbox:
-            try:
-                self.link.send(message, descriptors)
-            except BlockingIOError:
-                pass
-            except OSError as error:  # it is dying: its pidfd will say so
-                log.debug("pid %d can't be told %s: %s", self.pid, type(message).__name__, error)
-                _close(given)
-                return
-            except ValueError:
-                _close(given)
-                raise
-            else:
-                _close(given)
-                return
-        if len(self._outbox) >= _OUTBOX:
-            _close(given)
+        """As ``Outbox.send``. A worker that reads nothing from its control socket is ended."""
+        try:
+            self._outbox.send(message, lent=lent, given=given)
+        except OutboxFull:
             self.kill("reads nothing from its control socket")
-            return
-        self._outbox.append((message, (*(os.dup(descriptor) for descriptor in lent), *given)))
-        self._queued.set()
 
     async def write(self) -> None:
         """Send what did not go at once. Runs as long as the process lives."""
-        while True:
-            await self._queued.wait()
-            while self._outbox:
-                message, owned = self._outbox[0]
-                try:
-                    await self.link.send_wait(message, [_number(item) for item in owned])
-                except (OSError, ValueError) as error:
-                    log.warning("pid %d can't be told %s: %s", self.pid, type(message).__name__, error)
-                self._outbox.popleft()
-                _close(owned)
-            self._queued = trio.Event()
+        await self._outbox.run()
 
     async def wait(self) -> int:
         """Until it is gone; the exit code, negative for a signal. Reaps it."""
@@ -142,11 +108,9 @@ class Process:
 
     def close(self) -> None:
         """After the exit."""
+        self._outbox.close()
         self.link.close()
         os.close(self._pidfd)
-        for _, owned in self._outbox:
-            _close(owned)
-        self._outbox.clear()
 
     def ending(self) -> str:
         """How it ended, for people."""
@@ -204,14 +168,3 @@ class Spawner:
         os.close(self._lifetime)
         os.close(self._alive)
 
-
-def _number(item: socket.socket | int) -> int:
-    return item if isinstance(item, int) else item.fileno()
-
-
-def _close(items: Sequence[socket.socket | int]) -> None:
-    for item in items:
-        if isinstance(item, int):
-            os.close(item)
-        else:
-            item.close()

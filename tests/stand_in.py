@@ -79,7 +79,7 @@ class StandIn:
             await request.reject(401, extra_headers=[(b"www-authenticate", b"Bearer")], body=body)
             return
         self.paths.append(request.path)
-        connection = await request.accept(subprotocol="mcp" if "mcp" in request.subprotocols else None)
+        connection = await request.accept(subprotocol="mcp" if "mcp" in request.proposed_subprotocols else None)
         try:
             while True:
                 message = json.loads(await connection.get_message())

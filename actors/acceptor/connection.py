@@ -62,7 +62,7 @@ class Call:
 
 @attrs.define(slots=True, eq=False)
 class Item:
-    """One complete message on its way through the checks. Exactly one of ``envelope`` and ``refusal`` is set at last."""
+    """One complete message on its way through the checks; in the end ``envelope`` or ``refusal`` is set."""
 
     raw: bytes
     stamps: int = 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,7 +20,7 @@ from actors.policy import eras, jsonrpc, pipeline
 from actors.policy.jsonrpc import Refusal
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
-from ipc.messages import Envelope, Exhausted, Lease, LeaseReport, LeaseRequest, Refused
+from ipc.messages import Envelope, Exhausted, Lease, Refused
 
 from .connection import Call, Connection, Item, Stage
 from .large import LARGE_BYTES
@@ -55,7 +54,7 @@ class _Initialized(msgspec.Struct):
 
 
 class _InitializeAnswer(msgspec.Struct):
-    result: _Initialized = msgspec.UNSET  # type: ignore[assignment]
+    result: _Initialized | msgspec.UnsetType = msgspec.UNSET
 
 
 _login_decoder = msgspec.json.Decoder(_Login)
@@ -70,14 +69,12 @@ class Dispatch:
         self.settings = hub.settings
         self.leases = hub.leases
         self.waiting: dict[tuple[str, ...], list[Connection]] = {}  # for budget, by the keys that are charged
-        self.exhausted_until_ns: dict[tuple[str, ...], int] = {}
-        self.unreported: deque[LeaseReport] = deque()
         self.counts: dict[str, int] = {}
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 
-    # --- bytes in ------------------------------------------------------------------------------------------------------
+    # --- bytes in --------------------------------------------------------------------------------------------
 
     def received(self, connection: Connection, data: bytes, now: int) -> None:
         """Bytes of a WebSocket or TCP client."""
@@ -135,7 +132,7 @@ class Dispatch:
             return False
         self.hub.event(connection, "message.invalid", severity="warning", outcome="refused", reason="frame rate")
         if connection.transport == "tcp":
-            connection.send_message(jsonrpc.error_reply(b"null", 429, "too many messages a second", {"retryAfterMs": 1000}))
+            connection.send_message(jsonrpc.error_reply(b"null", 429, "too many messages", {"retryAfterMs": 1000}))
         self.hub.close(connection, 1008, "too many frames a second")
         return True
 
@@ -151,9 +148,7 @@ class Dispatch:
         if connection.parked or connection.waiting_for:
             if len(connection.parked) >= MAX_PARKED:
                 self._parse_small(item)
-                self._refuse(
-                    connection, item, 503, "too many messages wait", {"reason": "overloaded", "retryAfterMs": RETRY_MS}
-                )
+                self._refuse(connection, item, 503, "too many messages wait", _unavailable("overloaded"))
                 return
             connection.parked.append(item)
         elif not self._process(connection, item, now):
@@ -173,7 +168,7 @@ class Dispatch:
         if connection.eof and connection.stage < Stage.CLOSING:
             self.ended(connection, now)
 
-    # --- the checks ----------------------------------------------------------------------------------------------------
+    # --- the checks ------------------------------------------------------------------------------------------
 
     def _process(self, connection: Connection, item: Item, now: int) -> bool:
         """Take one message through the checks. False: it waits, and must be tried again from where it stands."""
@@ -192,7 +187,7 @@ class Dispatch:
             self._login(connection, item, envelope)
             return True
         if not item.stamps & pipeline.RATE:
-            if not self.settings.rate_limit_enabled or self.leases.take(connection.grant.limit_keys, now):
+            if self.leases.take(connection.grant.limit_keys, now):
                 item.stamps |= pipeline.RATE
             else:
                 return self._wait_for_budget(connection, item, now)
@@ -232,7 +227,7 @@ class Dispatch:
             "content.refused" if content else "message.invalid",
             severity="warning",
             outcome="refused",
-            rule=str((refusal.data or {}).get("rule", "")),
+            rule=refusal.rule,
             reason=refusal.message,
             detail={"code": refusal.code},
         )
@@ -254,7 +249,7 @@ class Dispatch:
         elif refusal is None:
             connection.send_message(jsonrpc.error_reply(b"null", code, message, data))
 
-    # --- before authentication ---------------------------------------------------------------------------------------
+    # --- before authentication -------------------------------------------------------------------------------
 
     def _before_login(self, connection: Connection, item: Item) -> None:
         envelope = item.envelope
@@ -276,7 +271,7 @@ class Dispatch:
     def _stranger(self, connection: Connection) -> None:
         """Once may be a mistake; a connection that goes on is noted, and closed in the end."""
         connection.strangers += 1
-        if connection.strangers == 2:  # noqa: PLR2004 - "when repeated"
+        if connection.strangers == 2:
             self.hub.event(connection, "auth.failed", severity="warning", outcome="refused", reason="not authenticated")
         if connection.strangers >= STRANGERS:
             self.hub.close(connection, 3000, "not authenticated")
@@ -301,57 +296,56 @@ class Dispatch:
             return
         self.hub.entry.login(connection, envelope.id, params.token, params.server)
 
-    # --- budget --------------------------------------------------------------------------------------------------------
+    # --- budget ----------------------------------------------------------------------------------------------
 
     def _wait_for_budget(self, connection: Connection, item: Item, now: int) -> bool:
         assert connection.grant is not None  # noqa: S101 - checked before
         keys = connection.grant.limit_keys
-        until = self.exhausted_until_ns.get(keys)
-        if until is not None:
-            if now < until:
-                self._over_limit(connection, item, until - now)
-                return True
-            del self.exhausted_until_ns[keys]
+        over_ms = self.leases.retry_after_ms(keys, now)
+        if over_ms:
+            self._over_limit(connection, item, over_ms)
+            return True
         if connection.parked_for != "budget":
             connection.parked_for = "budget"
-            waiting = self.waiting.get(keys)
-            if waiting is None:
-                self.waiting[keys] = [connection]
-                self._ask_lease(keys, now)
-            else:
-                waiting.append(connection)
+            self.waiting.setdefault(keys, []).append(connection)
+        self._ask_lease(keys, now)
         return False
 
     def _ask_lease(self, keys: tuple[str, ...], now: int) -> None:
-        want = min(sum(len(connection.parked) or 1 for connection in self.waiting[keys]), 256)
+        parked = sum(len(connection.parked) or 1 for connection in self.waiting[keys])
+        request = self.leases.want(keys, now, parked)
+        if request is None:
+            return  # one is under way
 
         def answered(reply: Reply) -> None:
             self.hub.post(functools.partial(self._leased, keys, reply))
 
-        self.report(now)  # what comes back may be granted again at once
-        self.hub.limiter.request(LeaseRequest(self.hub.name, keys, want), now + BUDGET_WAIT_NS, answered)
+        self.report(now)  # first, so that the limiter answers from what really happened
+        self.hub.limiter.request(request, now + BUDGET_WAIT_NS, answered)
 
     def report(self, now: int) -> None:
         """Account to the limiter for the units that were spent, and return those that were not."""
-        for report in self.leases.due_reports(now):
-            self.unreported.append(report)
-        while self.unreported:
+        reports = self.leases.due_reports(now)
+        for index, report in enumerate(reports):
             try:
-                self.hub.limiter.control(self.unreported[0])
+                self.hub.limiter.control(report)
             except (ActorDown, MailboxFull):
-                return  # they wait for its next incarnation: the units stay spent until then
-            self.unreported.popleft()
+                self.leases.unsent(reports[index:])  # the units stay spent until its next incarnation hears of them
+                return
 
     def _leased(self, keys: tuple[str, ...], reply: Reply) -> None:
         now = self.hub.now
-        waiting = [connection for connection in self.waiting.pop(keys, ()) if connection.stage < Stage.CLOSING]
         if isinstance(reply, Lease):
             self.leases.granted(reply, now)
         elif isinstance(reply, Exhausted):
-            self.exhausted_until_ns[keys] = now + max(reply.retry_after_ms, 1) * 1_000_000
+            self.leases.exhausted(reply, now)
+        else:
+            self.leases.unanswered(keys, now)
+        waiting = self.waiting.pop(keys, [])
         for connection in waiting:
-            if connection.parked_for == "budget":
-                connection.parked_for = ""
+            if connection.stage >= Stage.CLOSING or connection.parked_for != "budget":
+                continue
+            connection.parked_for = ""
             if isinstance(reply, Lease | Exhausted):
                 self.hub.step(connection, self.resume)
             else:
@@ -361,44 +355,32 @@ class Dispatch:
         """No answer from the limiter in time: nothing passes unchecked."""
         parked, connection.parked = list(connection.parked), type(connection.parked)()
         for item in parked:
-            self._refuse(
-                connection, item, 503, "limits can't be checked now", {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
-            )
+            self._refuse(connection, item, 503, "limits can't be checked now", _unavailable("policy actor down"))
         self.resume(connection)
 
-    def _over_limit(self, connection: Connection, item: Item, wait_ns: int) -> None:
+    def _over_limit(self, connection: Connection, item: Item, wait_ms: int) -> None:
         self.hub.event(connection, "rate.limited", severity="warning", outcome="refused", reason="rate")
-        self._refuse(connection, item, 429, "rate limit exceeded", {"retryAfterMs": max(1, -(-wait_ns // 1_000_000))})
+        self._refuse(connection, item, 429, "rate limit exceeded", {"retryAfterMs": wait_ms})
 
-    def forget_exhausted(self, now: int) -> None:
-        """Drop notes that are over, so that their number is bounded by what was refused within one window."""
-        if self.exhausted_until_ns:
-            self.exhausted_until_ns = {k: until for k, until in self.exhausted_until_ns.items() if until > now}
-
-    # --- forwarding ------------------------------------------------------------------------------------------------------
+    # --- forwarding ------------------------------------------------------------------------------------------
 
     def _request(self, connection: Connection, item: Item, envelope: Envelope, now: int) -> bool:
         hub = self.hub
         if hub.draining_until_ns:
-            self._refuse(
-                connection, item, 503, "the gateway is shutting down", {"reason": "draining", "retryAfterMs": RETRY_MS}
-            )
+            self._refuse(connection, item, 503, "the gateway is shutting down", _unavailable("draining"))
             return True
         if envelope.id in connection.ids:
             self._refuse(connection, item, -32600, "a request with this id is in flight")
             return True
         if hub.audit.full:
-            self._refuse(
-                connection, item, 503, "the audit log takes no more", {"reason": "audit", "retryAfterMs": RETRY_MS}
-            )
+            self._refuse(connection, item, 503, "the audit log takes no more", _unavailable("audit"))
             return True
         route = connection.route
         assert route is not None  # noqa: S101 - set when the connection was opened
         retry_ms = route.refused_for(now)
         if retry_ms:
-            self._refuse(
-                connection, item, 503, "the server is not available", {"reason": "breaker open", "retryAfterMs": retry_ms}
-            )
+            data: dict[str, object] = {"reason": "breaker open", "retryAfterMs": retry_ms}
+            self._refuse(connection, item, 503, "the server is not available", data)
             return True
         item.stamps |= pipeline.CIRCUIT
         pipeline.require(item.stamps)
@@ -471,9 +453,7 @@ class Dispatch:
             self.hub.step(connection, self._overloaded, item)
 
     def _overloaded(self, connection: Connection, item: Item) -> None:
-        self._refuse(
-            connection, item, 503, "the server does not keep up", {"reason": "overloaded", "retryAfterMs": RETRY_MS}
-        )
+        self._refuse(connection, item, 503, "the server does not keep up", _unavailable("overloaded"))
         self.resume(connection)
 
     def _call_due(self, connection: Connection, number: int, now: int) -> None:
@@ -493,9 +473,9 @@ class Dispatch:
         self._completed(connection, call, "timeout", 0)
         self._after_answer(connection)
 
-    # --- answers ---------------------------------------------------------------------------------------------------------
+    # --- answers ---------------------------------------------------------------------------------------------
 
-    def deliver(self, session: int, number: int, final: bool, raw: bytes) -> None:  # noqa: FBT001 - hot path
+    def deliver(self, session: int, number: int, final: bool, raw: bytes) -> None:
         """Bytes from the upstream for one session: an answer, progress, or a notification."""
         connection = self.hub.connections.get(session)
         if connection is None or connection.stage is not Stage.OPEN:
@@ -503,7 +483,7 @@ class Dispatch:
             return
         self.hub.step(connection, self._delivered, number, final, raw)
 
-    def _delivered(self, connection: Connection, number: int, final: bool, raw: bytes) -> None:  # noqa: FBT001
+    def _delivered(self, connection: Connection, number: int, final: bool, raw: bytes) -> None:
         if number:
             if final:
                 call = connection.end_call(number)
@@ -534,10 +514,10 @@ class Dispatch:
             answer = _initialize_decoder.decode(raw)
         except msgspec.DecodeError:
             return  # an error, or a result of another shape: nothing was negotiated
-        if answer.result is not msgspec.UNSET:
+        if isinstance(answer.result, _Initialized):
             connection.version = answer.result.protocolVersion
 
-    def failed(self, session: int, number: int, code: int, reason: str, sent: bool, retry_ms: int) -> None:  # noqa: FBT001
+    def failed(self, session: int, number: int, code: int, reason: str, sent: bool, retry_ms: int) -> None:
         """No answer will come for this call."""
         connection = self.hub.connections.get(session)
         if connection is None or connection.stage is not Stage.OPEN:
@@ -550,18 +530,18 @@ class Dispatch:
         number: int,
         code: int,
         reason: str,
-        sent: bool,  # noqa: FBT001
+        sent: bool,
         retry_ms: int,
     ) -> None:
         call = connection.end_call(number)
         if call is None:
             return
         data: dict[str, object] = {"reason": reason}
-        if code == 502:  # noqa: PLR2004 - outcome unknown
+        if code == 502:
             data["sent"] = sent
-        if code == 503:  # noqa: PLR2004 - unavailable
+        if code == 503:
             data["retryAfterMs"] = retry_ms or RETRY_MS
-        message = {502: "the outcome is unknown", 504: "the server did not answer in time"}.get(code, "not available now")
+        message = {502: "the outcome is unknown", 504: "no answer in time"}.get(code, "not available now")
         connection.send_message(jsonrpc.error_reply(call.id, code, message, data))
         self._completed(connection, call, reason, 0)
         self._after_answer(connection)
@@ -596,7 +576,7 @@ class Dispatch:
             },
         )
 
-    # --- sessions ----------------------------------------------------------------------------------------------------------
+    # --- sessions --------------------------------------------------------------------------------------------
 
     def attach(self, connection: Connection, upstream: str) -> None:
         """Begin to use an upstream."""
@@ -649,9 +629,7 @@ class Dispatch:
         for item in parked:
             if item.envelope is None and item.refusal is None:
                 self._parse_small(item)
-            self._refuse(
-                connection, item, 503, "not available now", {"reason": "acceptor restarted", "retryAfterMs": RETRY_MS}
-            )
+            self._refuse(connection, item, 503, "not available now", _unavailable("acceptor restarted"))
         self.attach(connection, connection.upstream)
 
     def _parse_small(self, item: Item) -> None:
@@ -675,3 +653,7 @@ class Dispatch:
             self.hub.finish(connection, "draining")
         else:
             self.hub.entry.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
+
+
+def _unavailable(reason: str) -> dict[str, object]:
+    return {"reason": reason, "retryAfterMs": RETRY_MS}

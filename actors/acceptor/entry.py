@@ -8,6 +8,7 @@ connection is refused. It is never let in without an answer.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -44,7 +45,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("portcullis.acceptor")
 
-STATUS: Final = {"block": 403, "rate": 429, "limit": 503, "auth": 401, "unavailable": 503, "timeout": 408, "draining": 503}
+STATUS: Final = {
+    "block": 403,
+    "rate": 429,
+    "limit": 503,
+    "auth": 401,
+    "unavailable": 503,
+    "timeout": 408,
+    "draining": 503,
+}
 """The HTTP status, or the JSON-RPC code on TCP, of each reason to refuse a connection."""
 RETRY_MS: Final = 1000  # after a refusal that says nothing of its own: the order of an actor's restart
 REALM: Final = 'Bearer realm="portcullis"'
@@ -71,7 +80,7 @@ class Entry:
         self.limiter.stop()
         self.auth.stop()
 
-    # --- admission ---------------------------------------------------------------------------------------------------
+    # --- admission -------------------------------------------------------------------------------------------
 
     def begin(self, connection: Connection, now: int) -> None:
         """A connection was accepted: ask the limiter for a place, and read its handshake meanwhile."""
@@ -118,24 +127,20 @@ class Entry:
         """A new limiter must know every connection that it counts before it admits another one."""
         self.released.clear()
         live = [(c.session, c.listener, c.key) for c in self.hub.connections.values() if c.admitted]
-        try:
+        with contextlib.suppress(ActorDown):  # its next incarnation brings us here again
             self.hub.limiter.control(Resync(self.hub.name, live))
-        except ActorDown:
-            pass  # its next incarnation asks for it again
 
     def report(self, now: int) -> None:
         """Tell the limiter which connections ended, and answer questions that waited too long."""
         if self.released:
             released, self.released = self.released, []
-            try:
+            with contextlib.suppress(ActorDown):  # a new limiter is told by Resync, which no longer names them
                 self.hub.limiter.control(Released(self.hub.name, released))
-            except ActorDown:
-                pass  # a new limiter is told by Resync, which no longer names them
         self.hub.dispatch.report(now)
         self.limiter.expire(now)
         self.auth.expire(now)
 
-    # --- refusals ----------------------------------------------------------------------------------------------------
+    # --- refusals --------------------------------------------------------------------------------------------
 
     def refuse(self, connection: Connection, refused: Refused) -> None:
         """Answer in the language of the listener, and close."""
@@ -176,7 +181,7 @@ class Entry:
             )
             self.hub.close(connection, 3000, "not authenticated in time")
 
-    # --- HTTP --------------------------------------------------------------------------------------------------------
+    # --- HTTP ------------------------------------------------------------------------------------------------
 
     def received(self, connection: Connection, data: bytes, _now: int) -> None:
         """Bytes on a connection that is not a WebSocket yet."""
@@ -288,7 +293,7 @@ class Entry:
         connection.write(http.response(200, _once(headers), body, close=True))
         self.hub.finish(connection, "http")
 
-    # --- the upgrade -------------------------------------------------------------------------------------------------
+    # --- the upgrade -----------------------------------------------------------------------------------------
 
     def _upgrade(self, connection: Connection, request: Request) -> None:
         if not http.is_upgrade(request):
@@ -333,15 +338,14 @@ class Entry:
         connection.write(http.switching_protocols(handshake, connection.subprotocol))
         connection.transport = "ws"
         connection.encode = encode_text
-        limit = self.settings.max_request_size if not self.settings.ws_first_message_auth else self.settings.max_preauth_size
-        connection.codec = WsReceiver(max_message=limit)
+        connection.codec = WsReceiver(max_message=self.settings.max_preauth_size)
 
     def _feed_rest(self, connection: Connection, request: Request) -> None:
         connection.request = None
         if request.rest and connection.stage < Stage.CLOSING:
             self.hub.dispatch.received(connection, request.rest, self.hub.now)
 
-    # --- TCP ---------------------------------------------------------------------------------------------------------
+    # --- TCP -------------------------------------------------------------------------------------------------
 
     def _open_tcp(self, connection: Connection) -> None:
         if self.settings.tcp_auth_enabled:
@@ -358,7 +362,7 @@ class Entry:
         else:
             self._not_granted(connection, reply)
 
-    # --- authentication ----------------------------------------------------------------------------------------------
+    # --- authentication --------------------------------------------------------------------------------------
 
     def _await_login(self, connection: Connection) -> None:
         connection.entry_deadline_ns = self.hub.now + self.settings.auth_timeout_ms * 1_000_000
@@ -413,11 +417,8 @@ class Entry:
 
     def _login_failed(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
         if not isinstance(reply, Refused):
-            connection.send_message(
-                jsonrpc.error_reply(
-                    request_id, 503, "authentication is not available", {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
-                )
-            )
+            data: dict[str, object] = {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
+            connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))
             return
         connection.failed_logins += 1
         connection.send_message(jsonrpc.error_reply(request_id, 401, "authentication failed"))

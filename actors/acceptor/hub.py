@@ -14,6 +14,7 @@ wishes change (EPOLLOUT only while its peer does not read, EPOLLIN not while its
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -23,7 +24,7 @@ import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import attrs
 import trio
@@ -103,6 +104,8 @@ class Hub:
         self.woken = False
         self.listening: dict[int, Listener] = {}
         self.draining_until_ns = 0
+        self.finished = trio.Event()  # drained, or out of time for it
+        self.empty = trio.Event()  # and no connection is left
         self.status: GatewayStatus | None = None
         self.refused = 0
         self.faults = 0
@@ -114,7 +117,7 @@ class Hub:
             capacity=8192,
             policy=self.settings.audit_on_full,
         )
-        self.leases = LeaseBook(context.name)
+        self.leases = LeaseBook(context.name, enabled=self.settings.rate_limit_enabled)
         self.routes = Routes(self)
         self.large = LargeMessages(self)
         self.dispatch = Dispatch(self)
@@ -123,7 +126,7 @@ class Hub:
         self.epoll.register(self.waker, IN)
         self.ready[self.waker] = self._on_waker
 
-    # --- the turn ------------------------------------------------------------------------------------------------
+    # --- the turn --------------------------------------------------------------------------------------------
 
     def turn(self) -> bool:
         """Serve what is ready now; False when nothing was."""
@@ -154,7 +157,7 @@ class Hub:
         os.eventfd_read(self.waker)
         self.woken = False
 
-    def step(self, connection: Connection, action: Callable[..., None], *arguments: Any) -> None:
+    def step(self, connection: Connection, action: Callable[..., None], *arguments: object) -> None:
         """The boundary: run one step of one connection; if it raises, that connection ends, and only that one."""
         try:
             action(connection, *arguments)
@@ -164,7 +167,7 @@ class Hub:
             self.event(connection, "actor.crashed", severity="error", outcome="failure", reason="step")
             self.abort(connection, "internal")
 
-    def link_step(self, link: TcpUpstream, action: Callable[..., None], *arguments: Any) -> None:
+    def link_step(self, link: TcpUpstream, action: Callable[..., None], *arguments: object) -> None:
         """The same boundary for an upstream's connection: a step that raises ends that connection."""
         try:
             action(*arguments)
@@ -178,7 +181,7 @@ class Hub:
         if self.tasks is not None:
             self.tasks.start_soon(task)
 
-    # --- listeners -----------------------------------------------------------------------------------------------
+    # --- listeners -------------------------------------------------------------------------------------------
 
     def sync_listeners(self) -> None:
         """Serve exactly the listeners that the context holds now."""
@@ -219,13 +222,11 @@ class Hub:
 
     def _begin(self, listener: Listener, sock: socket.socket, address: tuple[Any, ...], now: int) -> None:
         sock.setblocking(False)
-        try:
+        with contextlib.suppress(OSError):  # reset already: the first read will say so
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:  # reset already: the first read will say so
-            pass
         session = self.estate.next_session
         self.estate.next_session += 1
-        kind = "ws" if listener.kind == "ws" else "tcp"
+        kind: Literal["ws", "tcp"] = "ws" if listener.kind == "ws" else "tcp"
         ip = str(address[0]).partition("%")[0]
         settings = self.settings
         connection = Connection(
@@ -258,7 +259,7 @@ class Hub:
             self.step(connection, self.dispatch.recover, self.now)
             self.dirty[connection.fd] = connection
 
-    # --- one connection's socket -----------------------------------------------------------------------------------
+    # --- one connection's socket -----------------------------------------------------------------------------
 
     def _on_socket(self, connection: Connection, events: int, now: int) -> None:
         if events & ~OUT:  # readable, hung up or in error: the read tells which
@@ -296,7 +297,7 @@ class Hub:
             self.dispatch.received(connection, data, now)
 
     def _hung_up(self, connection: Connection) -> None:
-        """EPOLLHUP or EPOLLERR on a connection that isn't read from now: it cannot be masked, so it must be dealt with."""
+        """EPOLLHUP or EPOLLERR on a connection that isn't read now: they can't be masked, so they are dealt with."""
         error = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error or connection.blocked_since_ns or connection.eof:
             self.close_now(connection, "reset")
@@ -357,7 +358,7 @@ class Hub:
         if connection.out_bytes > self.settings.max_buffer_size:
             self.close_now(connection, "slow reader")
 
-    # --- ends ------------------------------------------------------------------------------------------------------
+    # --- ends ------------------------------------------------------------------------------------------------
 
     def close(self, connection: Connection, code: int, reason: str) -> None:
         """End it in order: what is queued, then a WebSocket close frame with ``code`` where there is one, then FIN."""
@@ -421,7 +422,7 @@ class Hub:
             self.event(connection, "connection.closed", reason=reason)
         self.dispatch.leave(connection)
 
-    # --- timers ------------------------------------------------------------------------------------------------------
+    # --- timers ----------------------------------------------------------------------------------------------
 
     def arm(self, connection: Connection) -> None:
         """Look at the connection again when the earliest of its own deadlines comes."""
@@ -464,7 +465,8 @@ class Hub:
         stage = connection.stage
         if stage is Stage.CLOSED:
             return
-        if connection.blocked_since_ns and now - connection.blocked_since_ns >= self.settings.write_timeout_ms * 1_000_000:
+        write_timeout = self.settings.write_timeout_ms * 1_000_000
+        if connection.blocked_since_ns and now - connection.blocked_since_ns >= write_timeout:
             self.close_now(connection, "write timeout")
         elif stage is Stage.CLOSING:
             if now >= connection.linger_until_ns and (connection.linger_until_ns or not connection.blocked_since_ns):
@@ -502,7 +504,7 @@ class Hub:
         if self.draining_until_ns:
             self._check_drained(now)
 
-    # --- messages of other actors -------------------------------------------------------------------------------------
+    # --- messages of other actors ----------------------------------------------------------------------------
 
     def on_mail(self) -> None:
         """The mailbox has something: take it in the next turn."""
@@ -536,7 +538,7 @@ class Hub:
                 return Done(ok=True)
         return Done(ok=False, detail="no such connection here")
 
-    # --- drain -----------------------------------------------------------------------------------------------------------
+    # --- drain -----------------------------------------------------------------------------------------------
 
     def _drain(self, deadline_ns: int) -> None:
         """Refuse what is new, let what is in flight finish, then close everything with 1001."""
@@ -552,7 +554,10 @@ class Hub:
                 self.step(connection, self.dispatch.going_away)
         self._flush_all()
         if late or not self.connections:
-            self._stop_listening(now)
+            if not self.finished.is_set():
+                self._stop_listening(now)
+            if not self.connections:
+                self.empty.set()
 
     def _stop_listening(self, now: int) -> None:
         """Accept what is queued (each gets its refusal), and end. The supervisor closes the ports."""
@@ -560,7 +565,7 @@ class Hub:
             self._accept(listener, IN, now)
         self.finished.set()
 
-    # --- shared by the parts ----------------------------------------------------------------------------------------------
+    # --- shared by the parts ---------------------------------------------------------------------------------
 
     def watch(self, fd: int, mask: int, step: Readiness) -> None:
         self.ready[fd] = step
@@ -579,8 +584,8 @@ class Hub:
         connection: Connection,
         event: str,
         *,
-        severity: Any = "info",
-        outcome: Any = "success",
+        severity: Literal["info", "warning", "error", "critical"] = "info",
+        outcome: Literal["success", "failure", "refused", "unknown"] = "success",
         reason: str = "",
         method: str = "",
         rule: str = "",
@@ -606,11 +611,10 @@ class Hub:
             )
         )
 
-    # --- the task -----------------------------------------------------------------------------------------------------------
+    # --- the task --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until drained."""
-        self.finished = trio.Event()
         self.context.mailbox.on_arrival = self.on_mail
         self.entry.start()
         self.routes.start()
@@ -649,8 +653,7 @@ class Hub:
     async def _end(self, nursery: trio.Nursery) -> None:
         """Give the last bytes a moment to leave, then stop serving."""
         with trio.move_on_after(LINGER_NS / 1e9):
-            while self.connections:
-                await trio.sleep(TICK_NS / 1e9)
+            await self.empty.wait()
         for connection in list(self.connections.values()):
             self.close_now(connection, "drained")
         self.entry.report(self.now)

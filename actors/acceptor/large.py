@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import attrs
+import msgspec
 import trio
 
 from actors.policy.jsonrpc import Refusal
@@ -140,8 +141,14 @@ class LargeMessages:
         if isinstance(message, Valid):
             item.envelope = message.envelope
         else:
+            data = msgspec.json.decode(message.data, type=dict[str, object]) if message.data else None
             item.refusal = Refusal(
-                message.code, message.message, id=message.id, notification=message.notification, data=_data(message.data)
+                message.code,
+                message.message,
+                rule=message.rule,
+                id=message.id,
+                notification=message.notification,
+                data=data,
             )
         self._resume(pending)
 
@@ -151,17 +158,10 @@ class LargeMessages:
 
     def _refuse(self, ticket: int, code: int, reason: str) -> None:
         pending = self._pending.pop(ticket)
-        pending.item.refusal = Refusal(
-            code, "not available now", id=b"null", notification=False, data={"reason": reason, "retryAfterMs": 1000}
-        )
+        data: dict[str, object] = {"reason": reason, "retryAfterMs": 1000}
+        pending.item.refusal = Refusal(code, "not available now", rule=reason, data=data)
         self._hub.post(functools.partial(self._resume, pending))
 
     def _resume(self, pending: _Pending) -> None:
         if pending.connection.stage < Stage.CLOSING:
             self._hub.step(pending.connection, self._hub.dispatch.validated, pending.item)
-
-
-def _data(raw: bytes) -> dict[str, object] | None:
-    import msgspec  # noqa: PLC0415 - only for a refused large message
-
-    return msgspec.json.decode(raw, type=dict[str, object]) if raw else None

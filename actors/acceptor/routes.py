@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from actors.upstream.pool import Instance, Pool
 from ipc.address import Reply
@@ -13,6 +14,7 @@ from ipc.errors import ActorDown, MailboxFull
 from ipc.messages import (
     Abandon,
     AttachSession,
+    AuditEvent,
     BreakerSnapshot,
     BreakerSubscribe,
     CallFailed,
@@ -160,7 +162,8 @@ class BridgeRoute(_Timeouts):
             return self._bridge.tell(Forward(self._hub.name, session, call, envelope, raw))
         except ActorDown:
             if call:
-                self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, 503, "upstream down", False, 0))  # noqa: FBT003
+                failed = self._hub.dispatch.failed
+                self._hub.post(functools.partial(failed, session, call, 503, "upstream down", sent=False, retry_ms=0))
             return True
 
     def on_room(self, callback: Callable[[], None]) -> None:
@@ -210,11 +213,11 @@ class PoolOwner:
     def connect(self, upstream: Upstream, instance: Instance) -> None:
         self._hub.start_task(TcpUpstream(self._hub, upstream, instance).open)
 
-    def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None:  # noqa: FBT001
+    def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None:
         assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
         self._hub.dispatch.deliver(session, call, final, raw)
 
-    def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:  # noqa: FBT001
+    def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:
         # Posted: a call may fail before ``forward`` has returned and the call is in its connection's table.
         self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, code, reason, sent, retry_after_ms))
 
@@ -225,6 +228,18 @@ class PoolOwner:
     def outcome(self, upstream: str, kind: str) -> None:
         row = self.outcomes.setdefault(upstream, [0] * len(KINDS))
         row[KINDS.index(kind)] += 1
+
+    def changed(self, upstream: str, what: Literal["up", "down", "restarted"], reason: str) -> None:
+        self._hub.audit.record(
+            AuditEvent(
+                event=f"upstream.{what}",
+                severity="warning" if what == "down" else "info",
+                outcome="failure" if what == "down" else "success",
+                time_ns=time.time_ns(),
+                upstream=upstream,
+                reason=reason,
+            )
+        )
 
     def log(self, upstream: str, level: str, text: str) -> None:
         log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s: %s", upstream, text)
@@ -269,7 +284,7 @@ class Routes:
             self._stop()
 
     def _bridge_changed(self, incarnation: int) -> None:
-        """The bridge went down: whatever was in flight there is answered now. It came up: it is told of all sessions."""
+        """Down: whatever was in flight there is answered now. Up: it is told of all sessions."""
         before, self._bridge_incarnation = self._bridge_incarnation, incarnation
         dispatch = self._hub.dispatch
         for connection in list(self._hub.connections.values()):
@@ -281,7 +296,7 @@ class Routes:
                     dispatch.lost(connection.session, "bridge down")
                     continue
                 for number in list(connection.calls):
-                    dispatch.failed(connection.session, number, 502, "bridge down", True, 0)  # noqa: FBT003
+                    dispatch.failed(connection.session, number, 502, "bridge down", True, 0)
             if incarnation:
                 route.attach(connection.session, connection.upstream, connection.grant, connection.version)
                 if connection.parked_for == "room":
@@ -290,7 +305,6 @@ class Routes:
 
     def tick(self, now: int) -> None:
         self.pool.tick(now)
-        self._hub.dispatch.forget_exhausted(now)
         if self._owner.outcomes:
             rows = [(name, *row) for name, row in self._owner.outcomes.items()]
             try:

@@ -143,15 +143,15 @@ class WsReceiver:
             while position < end:
                 # A whole small unfragmented text frame, which is nearly all of the traffic; _frame does the rest.
                 if data[position] == _FINAL_TEXT and self._message is None and position + 6 <= end:
-                    size = data[position + 1]
-                    if 0x80 <= size < 0xFE:
-                        size &= _LENGTH
+                    size = data[position + 1] - _MASKED
+                    if 0 <= size < 126:
                         start = position + 6
-                    elif size == 0xFE and position + 8 <= end:
-                        size = data[position + 2] << 8 | data[position + 3]
+                    elif (
+                        size == 126
+                        and position + 8 <= end
+                        and (size := data[position + 2] << 8 | data[position + 3]) >= 126
+                    ):
                         start = position + 8
-                        if size < 126:
-                            raise WsProtocolError(1002, "length not in its shortest form")
                     else:
                         position = self._frame(data, position, items)
                         continue

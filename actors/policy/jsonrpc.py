@@ -16,18 +16,35 @@ import msgspec
 
 from ipc.messages import Envelope
 
+from .eras import META_LOG_LEVEL, META_SUBSCRIPTION, META_VERSION
 from .members import DuplicateKey, Span, decode_object, is_utf8, locate, nested_deeper, text_of
 from .pollution import find_pollution, may_pollute
+from .server_message import UpstreamMessage, parse_upstream
+
+__all__ = [
+    "CONTENT_REFUSED",
+    "INTERNAL_ERROR",
+    "INVALID_REQUEST",
+    "METHOD_NOT_FOUND",
+    "PARSE_ERROR",
+    "Refusal",
+    "UpstreamMessage",
+    "error_reply",
+    "fast_path",
+    "flatten",
+    "is_valid_id",
+    "parse_client",
+    "parse_upstream",
+    "result_reply",
+    "slow_path",
+    "splice",
+]
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INTERNAL_ERROR = -32603
 CONTENT_REFUSED = 422
-
-META_VERSION = "io.modelcontextprotocol/protocolVersion"
-META_LOG_LEVEL = "io.modelcontextprotocol/logLevel"
-META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 
 _ENVELOPE_KEYS = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 # What is read, or replaced, in params: there a second spelling could say something else to the server.
@@ -61,7 +78,7 @@ _ID_AT_TAIL = re.compile(
 _TAIL_BYTES = 512
 
 
-class Refusal(Exception):  # noqa: N818 - it is a decision about a message, not a fault
+class Refusal(Exception):
     """A client message that may not pass.
 
     ``id`` is the raw JSON id to answer with, ``b"null"`` when the message has none that can be read. A refused
@@ -93,7 +110,7 @@ _Fields = tuple[bytes, int, bytes, int, str, str, int, str, str, str]
 _NO_FIELDS: _Fields = (b"", -1, b"", -1, "", "", -1, "", "", "")
 
 
-class AmbiguousParams(ValueError):  # noqa: N818 - named after what the text is
+class AmbiguousParams(ValueError):
     """A value that the gateway reads or replaces stands in params twice, or in two spellings."""
 
 

@@ -6,7 +6,8 @@ each record down before acting on it forgets nothing in a crash.
 
 Every unit of a lease ends in exactly one way: reported used (it enters the log of all its keys at that time),
 returned, or *forfeited*: its acceptor is gone, closed the lease without a word on it, or stayed silent past the end
-of the lease. A forfeited unit counts as used at the last moment at which it can have been used.
+of the lease. A forfeited unit counts as used at the last moment at which it can have been used. For an acceptor that
+is gone that is the end of the lease, not now: a channel may break a while before its process is fenced.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class LeasePolicy:
                 known = self._leases.pop(lease, None)
                 if known is not None:
                     self.units_forfeited += known.units
-                    self._use(lease, known, known.units, min(record.at_ns, known.until_ns), record.at_ns)
+                    self._use(lease, known, known.units, known.until_ns, record.at_ns)
         else:
             log = self.table.touch(record.key, 0).log
             for at_ns in record.used_at_ns:

@@ -33,7 +33,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT = msgspec.json.Decoder(str)
 
 
-class DuplicateKey(ValueError):  # noqa: N818 - named after what the text has
+class DuplicateKey(ValueError):
     """One of the object's keys comes more than once."""
 
 

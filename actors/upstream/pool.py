@@ -1,18 +1,21 @@
 """All instances of all upstreams of one worker: which there are, which one a message goes to, and when one is started,
 restarted or ended. It does no I/O: its owner opens transports, feeds lines in, and carries events out.
 
-A shared upstream has one instance for each protocol version that it negotiated, under that version as its key, and one
-under ``""`` for what needs no handshake: the modern era, where each request carries its version, and plain JSON-RPC.
-Where a server answers a version other than the one asked for, the asked one becomes an alias. A per-session upstream
-has one instance for each session.
+A *slot* is a place for one running instance: a shared upstream has one for each protocol version that it negotiated,
+under that version as its key, and one under ``""`` for what needs no handshake (the modern era, where each request
+carries its version, and plain JSON-RPC). Where a server answers another version than the one asked for, the asked
+one becomes an alias. A per-session upstream has a slot for each session. An *instance* is one run of a slot.
 
 Rules, in one place:
 
 - A call is answered, always: by the upstream, or by ``failed`` with 502 (the upstream may have seen it) or 503 (it has
-  not). While an instance starts, calls wait for it; while it waits for its next restart they fail at once.
-- What a client can make this keep is bounded: calls in flight by ``upstream_max_inflight`` for each upstream (waiting
-  ones included), requests that stay open by ``MAX_OPEN`` for each session, waiting bytes by ``max_buffer_size``.
-- A crash loop costs the machine at most one start every few seconds for each key, or for each per-session upstream.
+  not). While an instance starts, calls wait for it; while its slot waits for the next restart they fail at once.
+- What clients can make this keep is bounded: calls in flight by ``upstream_max_inflight`` for each upstream (waiting
+  ones included), requests that stay open by ``MAX_OPEN`` for each session, waiting bytes by ``max_buffer_size`` for
+  each slot.
+- A shared instance that was up and dies is started again by itself as long as a session is attached to it; its
+  multiplexer lives on, and so do the sessions. A per-session instance that dies takes its session with it.
+- A crash loop costs the machine one start every few seconds for each slot, or for each per-session upstream.
 """
 
 from __future__ import annotations
@@ -24,64 +27,125 @@ from typing import Any, Literal, Protocol
 
 import attrs
 
-from actors.policy import mux as muxing
-from actors.policy.eras import SessionRoute
-from actors.policy.mux import Mux
+from actors.policy import eras
+from actors.policy.mux import (
+    CallLost,
+    Counted,
+    Effect,
+    HandshakeFailed,
+    LogLine,
+    Mux,
+    Negotiated,
+    Outcome,
+    ToClient,
+    ToUpstream,
+)
 from ipc.messages import Envelope
 from ipc.settings import Settings, Upstream
+
+from .oversize import too_large_answer
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
 
 MAX_OPEN = 64  # requests that stay open, for each session: the contract asks for a cap, editors open a handful
+MAX_BACKLOG = 1024  # messages of our own (cancellations, probes) for an upstream that doesn't read
 START_TIMEOUT_NS = 60 * SECOND  # launchers such as npx download the server first
 IDLE_NS = 300 * SECOND
-SETTLED_NS = 10 * SECOND  # up for so long: the next failure is a first one again
-_TICK_NS = 250 * MILLISECOND  # how often the multiplexers look at their own deadlines, while calls are in flight
+SETTLED_NS = 10 * SECOND  # up for so long: its next failure is a first one again
+TICK_NS = 250 * MILLISECOND  # how often the multiplexers look at their own deadlines
 
 BAD_GATEWAY = 502
 UNAVAILABLE = 503
+OVERLOADED_RETRY_MS = 1000
 
-_REFUSED_VERSION = "2025-03-26"  # it has batches; a server that insists on it is asked for the one before
+_REFUSED_VERSION = "2025-03-26"  # has batches: a server that insists on it is asked for the one before
 _FALLBACK_VERSION = "2024-11-05"
-_OPEN_ENDED = "subscriptions/listen"
 
-OutcomeKind = Literal["success", "slow", "silent", "death"]
-Level = Literal["debug", "info", "warning", "error"]
+State = Literal["idle", "starting", "up", "down"]
+Change = Literal["up", "down", "restarted"]
 
 
 class Transport(Protocol):
     """An open way to one upstream."""
 
     def send(self, raw: bytes) -> bool:
-        """Take one message and frame it. False: its bounded buffer is full and nothing was taken; ``Instance.room``
-        is called once there is room again."""
+        """Take one message and frame it. False: its bounded buffer is full and nothing was taken."""
 
     def close(self) -> None:
-        """End it. Returns at once; ``Instance.closed`` may follow, and is ignored."""
+        """End it. Returns at once; ``Instance.closed`` may follow or not."""
 
 
 class PoolEvents(Protocol):
-    """What a pool asks of its owner. None of these may raise, or call back into the pool, but for ``connect``."""
+    """What a pool asks of its owner. None of these may raise, and only ``connect`` may call back into the pool."""
 
     def connect(self, upstream: Upstream, instance: Instance) -> None:
         """Begin to open a transport: ``instance.opened`` or ``instance.failed`` follows, at once or later."""
 
-    def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None: ...
+    def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None:
+        """Bytes for a client; ``call`` is 0 for what it did not ask for."""
 
-    def failed(
-        self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int
-    ) -> None: ...
+    def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:
+        """No answer will come to this call. It may be called before ``forward`` returns."""
 
     def lost(self, session: Hashable, reason: str) -> None:
-        """The session's state upstream is gone; it has to begin anew."""
+        """The session's state upstream is gone; the client has to begin anew."""
 
-    def outcome(self, upstream: str, kind: OutcomeKind) -> None: ...
+    def outcome(self, upstream: str, kind: str) -> None:
+        """For the breaker: success, slow, silent or death."""
 
-    def log(self, upstream: str, level: str, text: str) -> None: ...
+    def log(self, upstream: str, level: str, text: str) -> None:
+        """``text`` is bounded and printable."""
 
-    def changed(self, upstream: str, what: Literal["up", "down", "restarted"], reason: str) -> None:
-        """An instance came up for the first time, went down, or came up again."""
+
+class Instance:
+    """One run of a slot, in the hands of whoever opened its transport. Calls after its end do nothing."""
+
+    __slots__ = ("_slot", "pid", "transport")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot: Slot | None = slot
+        self.transport: Transport | None = None
+        self.pid = 0  # of a stdio server, for ``describe``
+
+    def opened(self, transport: Transport, now: int) -> None:
+        """The transport is open."""
+        if self._slot is None:
+            transport.close()
+            return
+        self.transport = transport
+        self._slot.opened(now)
+
+    def line(self, raw: bytes, now: int) -> None:
+        """One message came, without its framing."""
+        if self._slot is not None:
+            self._slot.line(raw, now)
+
+    def oversize(self, head: bytes, tail: bytes, length: int, now: int) -> None:
+        """A message came that was too large to keep; these are its ends."""
+        if self._slot is not None:
+            self._slot.oversize(head, tail, length, now)
+
+    def room(self, now: int) -> None:
+        """``send`` may take messages again. (Without this call it is tried again at each tick.)"""
+        if self._slot is not None:
+            self._slot.work_off(now)
+
+    def closed(self, reason: str, now: int) -> None:
+        """The transport is gone. ``reason`` is for clients and logs: no paths, no secrets."""
+        if self._slot is not None:
+            self._slot.died(reason, now)
+
+    def failed(self, reason: str, now: int) -> None:
+        """The transport could not be opened."""
+        self.closed(reason, now)
+
+    def release(self) -> None:
+        """The pool wants no more of it."""
+        self._slot = None
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
 
 
 @attrs.frozen
@@ -92,31 +156,6 @@ class Waiting:
     call: int
     envelope: Envelope
     raw: bytes
-
-
-@attrs.define(eq=False)
-class Session:
-    """One client connection as the pool sees it."""
-
-    upstream: UpstreamState
-    route: SessionRoute
-    instances: set[Instance] = attrs.field(factory=set)
-    calls: dict[int, Instance] = attrs.field(factory=dict)  # what is in flight or waits
-    open: set[int] = attrs.field(factory=set)  # the ones of ``calls`` that stay open
-    lost: str = ""  # per-session: why there is no instance any more
-
-
-@attrs.define(eq=False)
-class UpstreamState:
-    """One configured upstream."""
-
-    config: Upstream
-    shared: bool
-    instances: set[Instance] = attrs.field(factory=set)
-    by_key: dict[str, Instance] = attrs.field(factory=dict)  # shared: by asked and by negotiated version
-    in_flight: int = 0  # calls in flight or waiting, those that stay open left out
-    failures: Failures = attrs.field(factory=lambda: Failures())  # per-session: of starts
-    sessions: int = 0
 
 
 @attrs.define
@@ -138,6 +177,315 @@ class Failures:
         return max(0, -((now - self.not_before_ns) // MILLISECOND))
 
 
+@attrs.define(eq=False)
+class Session:
+    """One client connection as the pool sees it."""
+
+    upstream: UpstreamState
+    route: eras.SessionRoute
+    slots: set[Slot] = attrs.field(factory=set)
+    calls: dict[int, Slot] = attrs.field(factory=dict)  # in flight or waiting
+    open: set[int] = attrs.field(factory=set)  # those of ``calls`` that stay open
+    lost: str = ""  # per-session: why there is no instance any more
+
+
+@attrs.define(eq=False)
+class UpstreamState:
+    """One configured upstream."""
+
+    config: Upstream
+    shared: bool
+    keys: dict[str, Slot] = attrs.field(factory=dict)  # shared: by asked and by negotiated version
+    slots: set[Slot] = attrs.field(factory=set)
+    in_flight: int = 0  # calls in flight or waiting, those that stay open left out
+    failures: Failures = attrs.field(factory=Failures)  # per-session: of runs that never came up
+
+
+class Slot:
+    """See the module. All its methods are for the pool and for instances."""
+
+    def __init__(self, pool: Pool, upstream: UpstreamState, key: str, mux: Mux, owner: Hashable | None) -> None:
+        self.upstream = upstream
+        self.key = key
+        self.mux = mux
+        self.state: State = "idle"
+        self.instance: Instance | None = None
+        self.restarts = 0
+        self.last_used_ns = 0
+        self.start_deadline_ns = 0
+        self.failures = upstream.failures if owner is not None else Failures()
+        self._pool = pool
+        self._name = upstream.config.name
+        self._owner = owner  # per-session: the session
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._backlog: deque[bytes] = deque()
+        self._up_since_ns = 0
+        self._was_up = False
+        self._attached: set[Hashable] = set()  # what the multiplexer knows; unlike it, this lives through alias moves
+        self._negotiated = ""
+        self._spoke = False  # this run has sent a message
+        self._down_reason = "upstream down"
+
+    # --- in --------------------------------------------------------------------------------------------------
+
+    def take(self, message: Waiting, now: int) -> None:
+        """A client's message. The pool has registered its call."""
+        self.last_used_ns = now
+        if self.state == "up":
+            if self._backlog and (message.envelope.kind == "request" or len(self._backlog) >= MAX_BACKLOG):
+                self._pool.refuse(message, "overloaded", OVERLOADED_RETRY_MS)
+                return
+            self._forward(message, now)
+            return
+        if self.state != "starting" and now < self.failures.not_before_ns:
+            self._pool.refuse(message, self._down_reason, self.failures.wait_ms(now))
+            return
+        if self._waiting and self._waiting_bytes + len(message.raw) > self._pool.settings.max_buffer_size:
+            self._pool.refuse(message, "overloaded", OVERLOADED_RETRY_MS)
+            return
+        self._waiting.append(message)
+        self._waiting_bytes += len(message.raw)
+        if self.state != "starting":
+            self.start(now)
+
+    def abandon(self, session: Hashable, call: int, reason: str, now: int) -> None:
+        """Nobody waits for the call; the pool has forgotten it."""
+        if self._waiting and self._drop_waiting(lambda held: held.session == session and held.call == call):
+            return
+        self._apply(self.mux.abandon(session, call, reason, now), now)
+
+    def leave(self, session: Hashable, now: int) -> None:
+        """The client has gone."""
+        self._drop_waiting(lambda message: message.session == session)
+        self.last_used_ns = now
+        if session in self._attached:
+            self._attached.discard(session)
+            self._apply(self.mux.detach(session, now), now)
+        if self._owner is not None:
+            self.discard()
+
+    def opened(self, now: int) -> None:
+        self._apply(self.mux.start(now), now)
+        if self.state == "starting" and self.mux.ready:
+            self._came_up(now)
+
+    def line(self, raw: bytes, now: int) -> None:
+        self._spoke = True
+        self._apply(self.mux.from_upstream(raw, now), now)
+        if self._backlog:
+            self.work_off(now)
+
+    def oversize(self, head: bytes, tail: bytes, length: int, now: int) -> None:
+        """Fail the call that the message answers, if that can be told; the rest of the line is gone."""
+        self._pool.count("oversize")
+        answer = too_large_answer(head, tail, length)
+        whose = "an answer" if answer is not None else "a message that answers nothing"
+        self._pool.events.log(self._name, "warning", f"{whose} of {length} bytes was too large and is dropped")
+        if answer is not None:
+            self.line(answer, now)
+
+    def work_off(self, now: int) -> None:
+        """Send what the transport had refused."""
+        while self._backlog and self.instance is not None and self.instance.transport is not None:
+            if not self.instance.transport.send(self._backlog[0]):
+                return
+            self._backlog.popleft()
+
+    def tick(self, now: int) -> int:
+        """Do what is due; when to come back."""
+        if self.state == "down":
+            if now < self.failures.not_before_ns:
+                return self.failures.not_before_ns
+            if self._attached:
+                self.start(now)
+            else:
+                self.state = "idle"
+        elif self.state == "starting":
+            if now >= self.start_deadline_ns:
+                self.died("was not ready in time", now)
+        elif self.state == "up":
+            self.work_off(now)
+            self._apply(self.mux.tick(now), now)
+            if not self._backlog and not self.mux.in_flight:
+                return now + SECOND
+        return now + TICK_NS
+
+    # --- its runs ---------------------------------------------------------------------------------------------
+
+    def start(self, now: int) -> None:
+        """Begin a run. May come up, or fail, before this returns."""
+        self.state = "starting"
+        self._spoke = False
+        self.start_deadline_ns = now + START_TIMEOUT_NS
+        self._pool.wake_at(now + TICK_NS)
+        self.instance = Instance(self)
+        self._pool.events.connect(self.upstream.config, self.instance)
+
+    def died(self, reason: str, now: int) -> None:
+        """The run is over, and not because the pool wanted it to be."""
+        before = self.state
+        settled = before == "up" and now - self._up_since_ns >= SETTLED_NS
+        self._release()
+        if self._owner is None or not self._spoke:
+            # Where each session has a process of its own, only a program that never works may delay the others' start:
+            # otherwise one client could, by crashing its own.
+            self.failures.add(now, settled=settled, jitter=self._pool.jitter())
+        self._down_reason = f"upstream down: {reason}"
+        self._pool.events.log(self._name, "warning", f"{self._label()}down: {reason}")
+        self._pool.events.outcome(self._name, "death")
+        if before == "up" or not self._was_up:
+            self._pool.changed(self._name, "down", reason)
+        restart = self._was_up and self._owner is None and bool(self._attached)
+        self.state = "down" if restart else "idle"
+        self._pool.wake_at(self.failures.not_before_ns)
+        self._apply(self.mux.closed(self._down_reason, now), now)
+        self._fail_waiting(self._down_reason, now)
+        if self._owner is not None:
+            self.discard()
+            self._pool.leave(self._owner, self, self._down_reason if self._was_up else "")
+
+    def retire(self) -> None:
+        """End a run that nobody uses."""
+        self._release()
+        self.state = "idle"
+        # Nothing was in flight, and nobody is attached: what the multiplexer says now is nobody's business.
+        self.mux = self._pool.make_mux(self.upstream, self.key)
+        self._was_up = False
+        self._negotiated = ""
+
+    def discard(self) -> None:
+        """It will never run again."""
+        self._release()
+        self.state = "idle"
+        self.upstream.slots.discard(self)
+
+    def close(self, reason: str, now: int) -> None:
+        """The gateway ends; what is in flight is answered."""
+        self._release()
+        self.state = "idle"
+        self._apply(self.mux.closed(reason, now), now)
+        self._fail_waiting(reason, now)
+
+    def move_to(self, other: Slot, now: int) -> None:
+        """This upstream has turned out to speak another version, for which there is a slot already."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self.discard()
+        self._pool.moved(self, other)
+        for message in waiting:
+            self._pool.readdress(message, other)
+            other.take(message, now)
+
+    def _came_up(self, now: int) -> None:
+        self.state = "up"
+        self._up_since_ns = now
+        if self._was_up:
+            self.restarts += 1
+            self._pool.changed(self._name, "restarted", "")
+        else:
+            self._pool.changed(self._name, "up", "")
+        self._was_up = True
+        while self._waiting and self.state == "up":
+            message = self._waiting.popleft()
+            self._waiting_bytes -= len(message.raw)
+            self.take(message, now)
+
+    def _release(self) -> None:
+        instance, self.instance = self.instance, None
+        self._backlog.clear()
+        if instance is not None:
+            instance.release()
+
+    def _fail_waiting(self, reason: str, now: int) -> None:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        for message in waiting:
+            self._pool.refuse(message, reason, self.failures.wait_ms(now))
+
+    def _drop_waiting(self, unwanted: Callable[[Waiting], bool]) -> bool:
+        before = len(self._waiting)
+        self._waiting = deque(message for message in self._waiting if not unwanted(message))
+        self._waiting_bytes = sum(len(message.raw) for message in self._waiting)
+        return len(self._waiting) < before
+
+    # --- effects ----------------------------------------------------------------------------------------------
+
+    def _forward(self, message: Waiting, now: int) -> None:
+        if message.session not in self._attached:
+            self._attached.add(message.session)
+            self._pool.joined(message.session, self)
+            self._apply(self.mux.attach(message.session), now)
+        self._apply(self.mux.from_client(message.session, message.call, message.envelope, message.raw, now), now)
+
+    def _apply(self, effects: list[Effect], now: int) -> None:
+        for effect in effects:
+            match effect:
+                case ToUpstream(raw=raw):
+                    self._send(raw)
+                case ToClient(session=session, call=call, final=final, raw=raw):
+                    if final and call:
+                        self._pool.settle(session, call)
+                    self._pool.events.deliver(session, call, final, raw)
+                case CallLost(session=session, call=call, code=code, reason=reason, sent=sent):
+                    self._pool.settle(session, call)
+                    wait = self.failures.wait_ms(now) if self.state != "up" else 0
+                    self._pool.events.failed(session, call, code, reason, sent, wait)
+                case LogLine(level=level, text=text):
+                    self._pool.events.log(self._name, level, text)
+                case Counted(what=what):
+                    self._pool.count(what)
+                case Outcome(kind=kind):
+                    self._pool.events.outcome(self._name, kind)
+                case Negotiated(version=version):
+                    self._negotiate(version, now)
+                case HandshakeFailed(reason=reason):
+                    self.died(f"refused the handshake: {reason}", now)
+
+    def _send(self, raw: bytes) -> None:
+        instance = self.instance
+        if instance is None or instance.transport is None:
+            return  # the run has just ended, and what was in flight has been answered
+        if self._backlog or not instance.transport.send(raw):
+            if len(self._backlog) >= MAX_BACKLOG:
+                self._pool.count("backlog full")
+                return
+            self._backlog.append(raw)
+
+    def _negotiate(self, version: str, now: int) -> None:
+        if self._was_up and version != self._negotiated:
+            # Its clients were told another version: they must begin anew.
+            for session in list(self._attached):
+                self._pool.lose(session, "the server now speaks another protocol version")
+        self._negotiated = version
+        if version == _REFUSED_VERSION and self.key != _FALLBACK_VERSION:
+            self.move_to(self._pool.slot(self.upstream, _FALLBACK_VERSION), now)
+            return
+        if version == _REFUSED_VERSION:
+            self.died("speaks only protocol version 2025-03-26, which the gateway doesn't", now)
+            return
+        if self._owner is None and version != self.key:
+            there = self.upstream.keys.get(version)
+            if there is not None and there is not self:
+                self.move_to(there, now)
+                return
+            self.upstream.keys[version] = self
+        self._came_up(now)
+
+    def _label(self) -> str:
+        return f"[{self.key}] " if self.key else ""
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "key": self._negotiated or self.key,
+            "state": self.state,
+            "pid": self.instance.pid if self.instance is not None else 0,
+            "sessions": len(self._attached),
+            "in_flight": self.mux.in_flight + len(self._waiting),
+            "restarts": self.restarts,
+        }
+
+
 class Pool:
     """See the module.
 
@@ -145,6 +493,8 @@ class Pool:
         upstreams: those of this worker; the first of ``settings.upstreams`` is the default one.
         now: CLOCK_MONOTONIC nanoseconds, as everywhere here.
         jitter: gives numbers in [0, 1).
+        on_change: called with (upstream, "up" | "down" | "restarted", reason) when an instance came up for the first
+            time, went down, or came up again.
     """
 
     def __init__(
@@ -155,10 +505,12 @@ class Pool:
         settings: Settings,
         now: int,
         jitter: Callable[[], float] = random.random,
+        on_change: Callable[[str, Change, str], None] = lambda upstream, what, reason: None,
     ) -> None:
         self.events = events
         self.settings = settings
         self.jitter = jitter
+        self.changed = on_change
         self.counted: dict[str, int] = {}
         self._upstreams = {
             upstream.name: UpstreamState(upstream, upstream.instance == "shared") for upstream in upstreams
@@ -166,97 +518,228 @@ class Pool:
         self._default = settings.upstreams[0].name if settings.upstreams else ""
         self._sessions: dict[Hashable, Session] = {}
         self._draining = False
-        self._next_tick_ns = now + _TICK_NS
+        self._wake_ns: int | None = None
+        self._started_ns = now
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
-    def attach(self, session: Hashable, upstream: str) -> None:
-        """A client that will speak to that upstream. Raises KeyError for one that this pool does not have."""
+    def attach(self, session: Hashable, upstream: str, version: str = "") -> None:
+        """A client that will speak to that upstream.
+
+        ``version``: the legacy protocol version at which it has been initialised already, "" for a fresh one.
+        Raises KeyError for an upstream that this pool does not have.
+        """
         state = self._upstreams[upstream]
         if session not in self._sessions:
-            self._sessions[session] = Session(state, SessionRoute())
-            state.sessions += 1
+            self._sessions[session] = Session(state, eras.SessionRoute(version))
 
     def detach(self, session: Hashable, now: int) -> None:
         """The client has gone; what it has in flight is cancelled upstream."""
-        gone = self._sessions.pop(session, None)
+        gone = self._sessions.get(session)
         if gone is None:
             return
-        gone.upstream.sessions -= 1
+        slots = gone.slots | set(gone.calls.values())
         for call in list(gone.calls):
-            self._settle(gone, call)
-        for instance in list(gone.instances):
-            instance.forget(session, now)
+            self.settle(session, call)
+        del self._sessions[session]
+        for slot in slots:
+            slot.leave(session, now)
 
-    def sessions(self) -> Iterable[Hashable]:
+    def sessions(self) -> tuple[Hashable, ...]:
         return tuple(self._sessions)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
     def forward(self, session: Hashable, call: int, envelope: Envelope, raw: bytes, now: int) -> None:
-        """Send a checked message of a client on. ``call`` is 0 for a notification or a response."""
+        """Send a checked message of a client on. ``call`` is 0 for a notification or a response, and for
+        ``notifications/cancelled`` the call that it names."""
         known = self._sessions.get(session)
         if known is None:
-            self._refuse(session, call, "the session is not attached")
+            self._reject(session, call, envelope, "the session is not attached", 0)
             return
-        if known.lost:
-            self._refuse(session, call, known.lost)
+        reason = known.lost or ("draining" if self._draining else "")
+        if reason:
+            self._reject(session, call, envelope, reason, 0)
             return
-        stays_open = envelope.method == _OPEN_ENDED
-        if call:
-            refusal = self._admit(known, stays_open=stays_open)
-            if refusal:
-                self._refuse(session, call, refusal, 1000)
-                return
-        elif envelope.method == "notifications/cancelled":
-            pass
-        instance = self._instance(session, known, envelope, call, now)
-        if instance is None:
+        if envelope.kind != "request":
+            # What belongs to a call goes where the call went.
+            slot = known.calls.get(call) if call else None
+            if slot is None:
+                slot = self._slot_of(session, known, envelope)
+            slot.take(Waiting(session, call, envelope, raw), now)
             return
-        if call:
-            known.calls[call] = instance
-            if stays_open:
-                known.open.add(call)
-            else:
-                known.upstream.in_flight += 1
-        instance.take(Waiting(session, call, envelope, raw), now)
+        stays_open = eras.is_open_ended(envelope.method)
+        if len(known.open) >= MAX_OPEN if stays_open else known.upstream.in_flight >= self.settings.upstream_max_inflight:
+            self._reject(session, call, envelope, "overloaded", OVERLOADED_RETRY_MS)
+            return
+        slot = self._slot_of(session, known, envelope)
+        known.calls[call] = slot
+        if stays_open:
+            known.open.add(call)
+        else:
+            known.upstream.in_flight += 1
+        slot.take(Waiting(session, call, envelope, raw), now)
+        self.wake_at(now + TICK_NS)
 
     def abandon(self, session: Hashable, call: int, reason: str, now: int) -> None:
         """Nobody waits for this call any more."""
         known = self._sessions.get(session)
-        if known is None:
-            return
-        instance = known.calls.get(call)
-        if instance is not None:
-            self._settle(known, call)
-            instance.abandon(session, call, reason, now)
+        slot = known.calls.get(call) if known is not None else None
+        if slot is not None:
+            self.settle(session, call)
+            slot.abandon(session, call, reason, now)
 
-    def _admit(self, session: Session, *, stays_open: bool) -> str:
-        """Why a call can't be taken; "" when it can."""
-        if self._draining:
-            return "draining"
-        if stays_open:
-            return "overloaded" if len(session.open) >= MAX_OPEN else ""
-        return "overloaded" if session.upstream.in_flight >= self.settings.upstream_max_inflight else ""
-
-    def _refuse(self, session: Hashable, call: int, reason: str, retry_after_ms: int = 0) -> None:
-        if call:
+    def _reject(self, session: Hashable, call: int, envelope: Envelope, reason: str, retry_after_ms: int) -> None:
+        if envelope.kind == "request":
             self.events.failed(session, call, UNAVAILABLE, reason, False, retry_after_ms)
         else:
-            self.count("dropped: " + reason)
+            self.count("dropped")
 
-    def _settle(self, session: Session, call: int) -> None:
-        """The call is over."""
-        if session.calls.pop(call, None) is None:
+    def _slot_of(self, session: Hashable, known: Session, envelope: Envelope) -> Slot:
+        if known.upstream.shared:
+            return self.slot(known.upstream, known.route.instance(envelope))
+        for slot in known.slots:
+            return slot
+        slot = Slot(self, known.upstream, "", self.make_mux(known.upstream, ""), session)
+        known.upstream.slots.add(slot)
+        known.slots.add(slot)
+        return slot
+
+    # --- time ---------------------------------------------------------------------------------------------------
+
+    def tick(self, now: int) -> None:
+        """Restarts, start timeouts, probes, idle instances."""
+        if self._wake_ns is None or now < self._wake_ns:
             return
-        if call in session.open:
-            session.open.discard(call)
+        self._wake_ns = None
+        for upstream in self._upstreams.values():
+            for slot in tuple(upstream.slots):
+                if slot.state != "idle":
+                    self.wake_at(slot.tick(now))
+            self._retire_idle(upstream, now)
+
+    def next_deadline(self) -> int | None:
+        """When ``tick`` has something to do; None: not before the next event."""
+        return self._wake_ns
+
+    def wake_at(self, when_ns: int) -> None:
+        if self._wake_ns is None or when_ns < self._wake_ns:
+            self._wake_ns = when_ns
+
+    def _retire_idle(self, upstream: UpstreamState, now: int) -> None:
+        if not upstream.shared:
+            return
+        kept = None
+        if upstream.config.name == self._default:
+            kept = max(upstream.slots, key=lambda slot: slot.last_used_ns, default=None)
+        for slot in upstream.slots:
+            unused = slot.state == "up" and not slot.mux.sessions and not slot.mux.in_flight
+            if unused and slot is not kept and now - slot.last_used_ns >= IDLE_NS:
+                self.events.log(upstream.config.name, "info", "nobody uses the server: it is ended")
+                slot.retire()
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no new call. ``in_flight`` tells when the rest is done."""
+        self._draining = True
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight or waiting, of all upstreams; those that stay open left out."""
+        return sum(upstream.in_flight for upstream in self._upstreams.values())
+
+    def close_all(self, now: int = 0) -> None:
+        """End every instance. What is still in flight fails with 502 or 503."""
+        self._draining = True
+        for upstream in self._upstreams.values():
+            for slot in tuple(upstream.slots):
+                slot.close("draining", now)
+        self._wake_ns = None
+
+    # --- for slots ----------------------------------------------------------------------------------------------
+
+    def slot(self, upstream: UpstreamState, key: str) -> Slot:
+        """The shared slot of that key; made if there is none."""
+        found = upstream.keys.get(key)
+        if found is None:
+            found = upstream.keys[key] = Slot(self, upstream, key, self.make_mux(upstream, key), None)
+            upstream.slots.add(found)
+        return found
+
+    def make_mux(self, upstream: UpstreamState, key: str) -> Mux:
+        return Mux(version=key, shared=upstream.shared)
+
+    def refuse(self, message: Waiting, reason: str, retry_after_ms: int) -> None:
+        """A message was not taken by its slot, and never will be."""
+        if message.envelope.kind == "request" and self.settle(message.session, message.call):
+            self.events.failed(message.session, message.call, UNAVAILABLE, reason, False, retry_after_ms)
         else:
-            session.upstream.in_flight -= 1
+            self.count("dropped")
 
-    def count(self, what: str, by: int = 1) -> None:
-        self.counted[what] = self.counted.get(what, 0) + by
+    def settle(self, session: Hashable, call: int) -> bool:
+        """The call is over. False when there was no such call."""
+        known = self._sessions.get(session)
+        if known is None or known.calls.pop(call, None) is None:
+            return False
+        if call in known.open:
+            known.open.discard(call)
+        else:
+            known.upstream.in_flight -= 1
+        return True
 
-    # --- instances -----------------------------------------------------------------------------------------------
+    def joined(self, session: Hashable, slot: Slot) -> None:
+        known = self._sessions.get(session)
+        if known is not None:
+            known.slots.add(slot)
 
-    # (continued below, once the multiplexer is in the tree)
+    def leave(self, session: Hashable, slot: Slot, reason: str) -> None:
+        """The session's own slot is no more. ``reason`` is empty when nothing is lost with it."""
+        known = self._sessions.get(session)
+        if known is not None:
+            known.slots.discard(slot)
+        if reason:
+            self.lose(session, reason)
+
+    def lose(self, session: Hashable, reason: str) -> None:
+        known = self._sessions.get(session)
+        if known is not None and not known.lost:
+            known.lost = reason
+            self.events.lost(session, reason)
+
+    def moved(self, old: Slot, new: Slot) -> None:
+        """``new`` serves what ``old`` was for."""
+        for key, slot in old.upstream.keys.items():
+            if slot is old:
+                old.upstream.keys[key] = new
+
+    def readdress(self, message: Waiting, slot: Slot) -> None:
+        known = self._sessions.get(message.session)
+        if known is not None and message.call in known.calls:
+            known.calls[message.call] = slot
+
+    def count(self, what: str) -> None:
+        self.counted[what] = self.counted.get(what, 0) + 1
+
+    # --- for operators ------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """``{"upstreams": {name: {"state", "instances": [...]}}, "sessions", "counted"}``."""
+        return {
+            "upstreams": {
+                name: {
+                    "state": _state(upstream),
+                    "in_flight": upstream.in_flight,
+                    "instances": [slot.describe() for slot in upstream.slots if slot.state != "idle"],
+                }
+                for name, upstream in self._upstreams.items()
+            },
+            "sessions": len(self._sessions),
+            "counted": dict(self.counted),
+        }
+
+
+def _state(upstream: UpstreamState) -> State:
+    states = {slot.state for slot in upstream.slots}
+    order: tuple[State, ...] = ("up", "starting", "down")
+    return next((state for state in order if state in states), "idle")

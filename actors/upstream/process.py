@@ -193,7 +193,7 @@ class Child:
                 alive = False
                 break
             taken += len(chunk)
-            for item in self._reader.feed(chunk):
+            for item in self._reader.receive(chunk):
                 if isinstance(item, Oversize):
                     self._events.oversize(item.head, item.tail, item.length)
                 elif item:
@@ -236,7 +236,7 @@ class Child:
             now = trio.current_time()
             tokens = min(_ERROR_LINES_BURST, tokens + (now - refilled) * _ERROR_LINES_PER_S)
             refilled = now
-            for item in reader.feed(chunk):
+            for item in reader.receive(chunk):
                 if tokens < 1:
                     left_out += 1
                     continue

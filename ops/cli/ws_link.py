@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from contextlib import asynccontextmanager
+from typing import Final, cast
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import attrs
+import h11
 import msgspec
 import trio
 import trio_websocket
 import wsproto.utilities
 
-from .failure import LinkClosed, Refused, Unreachable, UsageError
+from .failure import ClientFailure, LinkClosed, Refused, Unreachable, UsageError
 from .link import CLOSE_GRACE, MAX_MESSAGE
 
 SUBPROTOCOL: Final = "mcp"
@@ -71,6 +72,46 @@ class WebSocketLink:
         return message.encode()
 
 
+class _EarlyEnd(ConnectionError):
+    """The peer hung up before the handshake was done."""
+
+
+@attrs.define(eq=False)
+class _Handshaking(trio.abc.Stream):
+    """The stream below a WebSocket, which says so when it ends during the handshake.
+
+    trio-websocket only waits for the handshake's end; a peer that hangs up instead would be waited for in vain.
+    """
+
+    _stream: trio.abc.Stream
+    done: bool = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError:
+            data = b""
+            if self.done:
+                raise
+        if not data and not self.done:
+            raise _EarlyEnd("the connection ended during the handshake")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            if self.done:
+                raise
+            raise _EarlyEnd("the connection ended during the handshake") from None
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
 @asynccontextmanager
 async def open_ws(
     url: str, token: str = "", *, within: float = 10.0, ssl_context: ssl.SSLContext | None = None
@@ -78,40 +119,77 @@ async def open_ws(
     """Connect and upgrade; ``within`` in seconds is for both together.
 
     Raises Refused when the gateway answers the upgrade with anything but a switch of protocols, and Unreachable when
-    it doesn't answer it at all.
+    it doesn't answer it at all. ClientFailure of the body comes through as it is, not in a group.
     """
     peer = shown(url)
-    headers = [(b"authorization", b"Bearer " + token.encode("ascii"))] if token else []
-    opening = trio_websocket.open_websocket_url(
-        url,
-        ssl_context,
+    failure: ClientFailure | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                with trio.fail_after(within):
+                    connection = await _upgrade(nursery, urlsplit(url), token, ssl_context)
+            except trio.TooSlowError:
+                failure = Unreachable(f"{peer}: no WebSocket handshake within {within:g} s")
+            except OSError as error:
+                failure = Unreachable(f"{peer}: {error.strerror or error}")
+            else:
+                try:
+                    yield WebSocketLink(peer, connection)
+                except ClientFailure as error:
+                    failure = error
+                with trio.move_on_after(CLOSE_GRACE):
+                    await connection.aclose()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # From the library's reading task. ValueError: a handshake that isn't ASCII makes it raise UnicodeDecodeError.
+        wire_errors = (h11.ProtocolError, wsproto.utilities.ProtocolError, ValueError, _EarlyEnd)
+        of_the_peer, others = group.split((trio_websocket.ConnectionRejected, *wire_errors))
+        if of_the_peer is None or others is not None:
+            raise
+        raise _whose_fault(peer, of_the_peer) from None
+    if failure is not None:
+        raise failure
+
+
+async def _upgrade(
+    nursery: trio.Nursery, url: SplitResult, token: str, ssl_context: ssl.SSLContext | None
+) -> trio_websocket.WebSocketConnection:
+    host = url.hostname or ""
+    port = url.port or (443 if url.scheme == "wss" else 80)
+    stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
+    if url.scheme == "wss":
+        context = ssl_context or ssl.create_default_context()
+        stream = tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except trio.BrokenResourceError as error:
+            raise ConnectionError(f"TLS: {error.__cause__ or 'the connection ended during the handshake'}") from None
+    watched = _Handshaking(stream)
+    connection = await trio_websocket.wrap_client_stream(
+        nursery,
+        cast("trio.SocketStream", watched),  # all that it uses of one is trio.abc.Stream
+        url.netloc,
+        urlunsplit(("", "", url.path or "/", url.query, "")),
         subprotocols=[SUBPROTOCOL],
-        extra_headers=headers,
+        extra_headers=[(b"authorization", b"Bearer " + token.encode("ascii"))] if token else [],
         # Some room, so that a slow reader of answers doesn't keep pings waiting.
         message_queue_size=64,
         max_message_size=MAX_MESSAGE,
         receive_buffer_size=65536,
-        connect_timeout=within,
-        disconnect_timeout=CLOSE_GRACE,
     )
-    try:
-        async with AsyncExitStack() as stack:
-            try:
-                connection = await stack.enter_async_context(opening)
-            except trio_websocket.ConnectionRejected as rejection:
-                raise Refused(f"{peer}: {_refusal(rejection)}") from None
-            except trio_websocket.ConnectionTimeout:
-                raise Unreachable(f"{peer}: no WebSocket handshake within {within:g} s") from None
-            except trio_websocket.HandshakeError as error:
-                raise Unreachable(f"{peer}: {error.__cause__ or error or 'the handshake failed'}") from None
-            except (OSError, ValueError, wsproto.utilities.ProtocolError, trio.BrokenResourceError) as error:
-                # ValueError: an answer that isn't ASCII makes the library raise UnicodeDecodeError.
-                raise Unreachable(f"{peer}: {error or 'it does not answer like a WebSocket server'}") from None
-            if connection.closed is not None:
-                raise Unreachable(f"{peer}: the connection ended during the handshake")
-            yield WebSocketLink(peer, connection)
-    except trio_websocket.DisconnectionTimeout:
-        return  # CLOSE_GRACE: everything that was asked for has been done
+    watched.done = True
+    return connection
+
+
+def _whose_fault(peer: str, group: BaseExceptionGroup[BaseException]) -> ClientFailure:
+    cause = group.exceptions[0]
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, trio_websocket.ConnectionRejected):
+        return Refused(f"{peer}: {_refusal(cause)}")
+    if isinstance(cause, _EarlyEnd):
+        return Unreachable(f"{peer}: {cause}")
+    return Unreachable(f"{peer}: it does not speak WebSocket")
 
 
 def _explained(reason: trio_websocket.CloseReason | None) -> LinkClosed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 
 import attrs
 import trio
@@ -16,7 +15,7 @@ from ipc.mailbox import Mailbox
 
 
 class VirtualClock:
-    """CLOCK_MONOTONIC for exchanges, moved by the test's (jumping) trio clock."""
+    """CLOCK_MONOTONIC for exchanges, in step with the trio clock of the test, which may be a jumping one."""
 
     def __call__(self) -> int:
         return round(trio.current_time() * 1e9)
@@ -36,7 +35,6 @@ class Arrangement:
     far: Exchange
     clock: VirtualClock
     incarnation: int = 0
-    cut: Callable[[], None] | None = None  # breaks the channel, as the death of the far process would
 
     @property
     def address(self) -> Address:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
-import trio.testing
 from arrangement import Arrangement, VirtualClock, join, open_descriptors
 
 from ipc.exchange import Exchange
@@ -19,7 +18,7 @@ def clock() -> VirtualClock:
 
 @pytest.fixture(params=["local", "channel"])
 async def arrangement(
-    request: pytest.FixtureRequest, autojump_clock: trio.testing.MockClock, clock: VirtualClock
+    request: pytest.FixtureRequest, clock: VirtualClock
 ) -> AsyncIterator[Arrangement]:
     async with trio.open_nursery() as nursery:
         if request.param == "local":
@@ -33,7 +32,7 @@ async def arrangement(
             await nursery.start(near.run)
             await nursery.start(far.run)
             join(near, far)
-            made = Arrangement(near, far, clock, cut=lambda: far.disconnect("near", "cut by the test"))
+            made = Arrangement(near, far, clock)
         yield made
         nursery.cancel_scope.cancel()
 

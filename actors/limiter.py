@@ -1,0 +1,416 @@
+"""The actor ``limiter``: the one truth of budgets and connection counts, handed out in leases.
+
+Each turn takes all messages there are, decides them in order, writes the records of the decisions to the journal in
+one append, and only then answers. So a crash at any instruction renews nobody's budget: what a client was told is
+written, and what is written counts.
+
+Connections are not in the journal, because the acceptors know theirs: nobody is admitted before every acceptor that
+is up has told its own (Resync). Until then questions wait, each until its deadline.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+import msgspec
+import trio
+
+from ipc.address import Address
+from ipc.context import Context
+from ipc.mailbox import Delivery
+from ipc.messages import (
+    Admit,
+    Admitted,
+    Describe,
+    Description,
+    Drain,
+    Exhausted,
+    Lease,
+    LeaseReport,
+    LeaseRequest,
+    Message,
+    Refused,
+    Released,
+    Resync,
+)
+from ipc.settings import Settings
+
+from .alarm import Alarm
+from .journal import Journal, boot_id, state_file
+from .lease_book import UNMETERED
+from .policy.connections import Connected, ConnectionLimits, ConnectionRate, Connections
+from .policy.leases import Denied, Forfeited, Granted, LeasePolicy, Logged, Reported
+from .policy.window import WindowRule
+
+log = logging.getLogger("portcullis.limiter")
+
+_MS = 1_000_000
+_MINUTE_NS = 60_000_000_000
+# What an acceptor is given at a time when there is no limit.
+_UNMETERED_UNITS = 1 << 20
+_UNMETERED_NS = 60_000_000_000
+# Questions that wait for Resync; more than the connections that all listeners may hold in their handshakes.
+_MOST_PARKED = 4096
+_PARKED_NS = 5_000_000_000  # for a question without a deadline
+_SWEEP_NS = 1_000_000_000
+_SWEEP_KEYS = 256
+_RETRY_MS = 1000
+# A limiter that comes back finds the channels to live acceptors still being joined. For so long one that isn't up
+# yet is waited for, as if it were.
+_JOINING_NS = 500_000_000
+
+Record = Granted | Reported | Forfeited | Logged | Connected
+
+
+@attrs.define
+class Counters:
+    admitted: int = 0
+    refused_limit: int = 0
+    refused_rate: int = 0
+    refused_unavailable: int = 0
+    leases: int = 0
+    units_granted: int = 0
+    exhausted: int = 0
+    reports: int = 0
+    reports_unknown: int = 0
+    acceptors_lost: int = 0
+    journal_errors: int = 0
+    journal_rewrites: int = 0
+    journal_cut_bytes: int = 0
+
+
+@attrs.define
+class _Acceptor:
+    address: Address
+    incarnation: int = 0  # that runs now; 0: none does
+    synced: int = 0  # the incarnation whose connections are known
+
+
+class Limiter:
+    """The state and the decisions of one turn; the trio part is in ``main``."""
+
+    def __init__(self, context: Context, journal_path: Path, now: int) -> None:
+        settings = context.settings
+        self.context = context
+        self.enabled = settings.rate_limit_enabled
+        self.leases = LeasePolicy(_window_rules(settings))
+        self.rate = ConnectionRate(WindowRule(settings.connection_rate_limit, _MINUTE_NS))
+        self.connections = Connections(
+            ConnectionLimits(
+                settings.ws_max_connections, settings.tcp_max_connections, settings.max_connections_per_ip
+            )
+        )
+        self.counters = Counters()
+        self.alarm = Alarm()
+        self.draining = False
+        self._acceptors: dict[str, _Acceptor] = {}
+        self._parked: deque[tuple[int, Delivery]] = deque()
+        self._records: list[Record] = []
+        self._answers: list[tuple[Delivery, Message]] = []
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._behind = False  # the journal misses something that has been applied
+        self._next_sweep = now + _SWEEP_NS
+        self._joined_at = now
+        self._journal = self._restore(journal_path, now)
+
+    def _restore(self, path: Path, now: int) -> Journal:
+        journal, recovered = Journal.open(path, "limiter", boot=boot_id())
+        decode = msgspec.msgpack.Decoder(Granted | Reported | Forfeited | Logged | Connected).decode
+        for data in recovered.records:
+            self._apply(decode(data))
+        self.counters.journal_cut_bytes = recovered.cut
+        if recovered.found:
+            self._joined_at = now + _JOINING_NS
+        if recovered.damaged:
+            log.error("%s is not a journal of the limiter; budgets start anew", path)
+        self.leases.table.sweep(now, len(self.leases.table))
+        self.rate.table.sweep(now, len(self.rate.table))
+        return journal
+
+    def start(self) -> Callable[[], None]:
+        """Watch the acceptors. Returns the way to stop it."""
+        with ExitStack() as stack:
+            for name in set(self.context.peers("acceptor")) | self.leases.holders():
+                stack.callback(self._watch(name))
+            self._stops = stack.pop_all()
+        return self._stops.close
+
+    def _watch(self, name: str) -> Callable[[], None]:
+        self._acceptors[name] = _Acceptor(self.context.address(name))
+        return self._acceptors[name].address.watch(functools.partial(self._changed, name))
+
+    def _known(self, name: str) -> _Acceptor:
+        """An acceptor that wasn't there when the limiter started is watched from its first message on."""
+        if name not in self._acceptors:
+            self._stops.callback(self._watch(name))
+        acceptor = self._acceptors[name]
+        self._follow(name, acceptor.address.incarnation)
+        return acceptor
+
+    def _changed(self, name: str, incarnation: int) -> None:
+        self._follow(name, incarnation)
+        self.alarm.ring()
+
+    def _follow(self, name: str, incarnation: int) -> None:
+        acceptor = self._acceptors[name]
+        if incarnation == acceptor.incarnation:
+            # Not up yet, as far as is known here: its leases stay until it is, or until they are overdue.
+            return
+        if acceptor.incarnation:
+            self.counters.acceptors_lost += 1
+        acceptor.incarnation = incarnation
+        self.connections.gone(name)
+        self._record(self.leases.gone(name, incarnation, time.monotonic_ns()))
+
+    # --- one turn
+
+    def serve(self, batch: Iterable[Delivery]) -> None:
+        """Decide everything, write it down, answer it."""
+        now = time.monotonic_ns()
+        for delivery in batch:
+            self._take(delivery, now)
+        self._recount(now)
+        self._commit()
+
+    def tick(self) -> None:
+        """What happens by the clock: overdue leases, parked questions, idle keys."""
+        now = time.monotonic_ns()
+        self._record(self.leases.overdue(now))
+        self._recount(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_NS
+            self.leases.table.sweep(now, _SWEEP_KEYS)
+            self.rate.table.sweep(now, _SWEEP_KEYS)
+        self._commit()
+
+    def _take(self, delivery: Delivery, now: int) -> None:
+        message = delivery.message
+        if isinstance(message, LeaseRequest):
+            self._answer(delivery, self._lease(message, now))
+        elif isinstance(message, LeaseReport):
+            self._report(message, now)
+        elif isinstance(message, Admit):
+            self._park(delivery, now)
+        elif isinstance(message, Released):
+            self.connections.release(message.acceptor, message.sessions)
+        elif isinstance(message, Resync):
+            acceptor = self._known(message.acceptor)
+            self.connections.resync(message.acceptor, message.connections)
+            acceptor.synced = acceptor.incarnation
+        elif isinstance(message, Describe):
+            self._answer(delivery, Description(self.describe()))
+        elif isinstance(message, Drain):
+            self.draining = True
+        else:
+            log.warning("unexpected %s from %s", type(message).__name__, delivery.sender)
+
+    def _lease(self, message: LeaseRequest, now: int) -> Message:
+        acceptor = self._known(message.acceptor)
+        if not acceptor.incarnation or not message.keys:
+            return self._unavailable()
+        if not self.enabled:
+            return Lease(UNMETERED, message.keys, _UNMETERED_UNITS, now + _UNMETERED_NS)
+        granted = self.leases.request(message.acceptor, acceptor.incarnation, message.keys, message.want, now)
+        if isinstance(granted, Denied):
+            self.counters.exhausted += 1
+            return Exhausted(message.keys, max(1, math.ceil((granted.retry_at_ns - now) / _MS)))
+        self._record(granted)
+        self.counters.leases += 1
+        self.counters.units_granted += granted.units
+        return Lease(granted.lease, message.keys, granted.units, granted.until_ns)
+
+    def _report(self, message: LeaseReport, now: int) -> None:
+        self.counters.reports += 1
+        if message.lease == UNMETERED:
+            return
+        record = self.leases.report(message.lease, message.used_at_ns, message.returned, message.closed, now)
+        if record is None:
+            self.counters.reports_unknown += 1
+        else:
+            self._record(record)
+
+    # --- connections
+
+    def _park(self, delivery: Delivery, now: int) -> None:
+        if len(self._parked) >= _MOST_PARKED:
+            self._answer(delivery, self._unavailable())
+        else:
+            self._parked.append((delivery.deadline_ns or now + _PARKED_NS, delivery))
+
+    def _recount(self, now: int) -> None:
+        """Decide the parked questions if all that is alive is known."""
+        if not self._parked:
+            return
+        if any(self._is_awaited(acceptor, now) for acceptor in self._acceptors.values()):
+            waiting = self._parked
+            self._parked = deque(entry for entry in waiting if entry[0] > now)
+            for deadline_ns, delivery in waiting:
+                if deadline_ns <= now:
+                    self._answer(delivery, self._unavailable())
+            return
+        while self._parked:
+            _, delivery = self._parked.popleft()
+            message = delivery.message
+            if isinstance(message, Admit):
+                self._answer(delivery, self._admit(message, now))
+
+    def _is_awaited(self, acceptor: _Acceptor, now: int) -> bool:
+        if acceptor.incarnation == 0:
+            return now < self._joined_at
+        return acceptor.synced != acceptor.incarnation
+
+    def _admit(self, message: Admit, now: int) -> Message:
+        acceptor = self._known(message.acceptor)
+        if not acceptor.incarnation or acceptor.synced != acceptor.incarnation:
+            return self._unavailable()
+        if self.connections.is_known(message.acceptor, message.session):
+            return Admitted()  # asked again because an answer was lost
+        retry_at = self.rate.retry_at(message.key, now)
+        if retry_at > now:
+            self.counters.refused_rate += 1
+            return Refused("rate", max(1, math.ceil((retry_at - now) / _MS)))
+        self._record(Connected(message.key, [now]))
+        refusal = self.connections.refusal(message.listener, message.key)
+        if refusal:
+            self.counters.refused_limit += 1
+            return Refused("limit", _RETRY_MS, refusal)
+        self.connections.add(message.acceptor, message.session, message.listener, message.key)
+        self.counters.admitted += 1
+        return Admitted()
+
+    def _unavailable(self) -> Refused:
+        self.counters.refused_unavailable += 1
+        return Refused("unavailable", _RETRY_MS)
+
+    # --- writing down, then answering
+
+    def _answer(self, delivery: Delivery, answer: Message) -> None:
+        self._answers.append((delivery, answer))
+
+    def _record(self, record: Record | None) -> None:
+        if record is not None:
+            self._apply(record)
+            self._records.append(record)
+
+    def _apply(self, record: Record) -> None:
+        if isinstance(record, Connected):
+            self.rate.apply(record)
+        else:
+            self.leases.apply(record)
+
+    def _commit(self) -> None:
+        records, self._records = self._records, []
+        answers, self._answers = self._answers, []
+        try:
+            self._write(records)
+        except OSError as error:
+            self.counters.journal_errors += 1
+            if not self._behind:
+                log.error("%s: %s; no budget is granted until it can be written", self._journal.path, error)  # noqa: TRY400
+            self._behind = True
+            answers = [(delivery, self._take_back(delivery, answer)) for delivery, answer in answers]
+        for delivery, answer in answers:
+            if delivery.wants_reply:
+                delivery.reply(answer)
+
+    def _write(self, records: list[Record]) -> None:
+        if self._behind or self._journal.is_grown:
+            # The state already holds these records.
+            now = time.monotonic_ns()
+            state = (*self.leases.snapshot(now), *self.rate.snapshot(now))
+            self._journal.rewrite(map(self._encode, state))
+            self._behind = False
+            self.counters.journal_rewrites += 1
+        elif records:
+            self._journal.append(map(self._encode, records))
+
+    def _take_back(self, delivery: Delivery, answer: Message) -> Message:
+        """What could not be written was not granted."""
+        if isinstance(answer, Lease) and answer.lease != UNMETERED:
+            self.leases.apply(Reported(answer.lease, [], answer.units, True, time.monotonic_ns()))
+            return self._unavailable()
+        message = delivery.message
+        if isinstance(answer, Admitted) and isinstance(message, Admit):
+            self.connections.release(message.acceptor, (message.session,))
+            return self._unavailable()
+        return answer
+
+    # --- the rest
+
+    @property
+    def next_due_ns(self) -> int:
+        due = [self._next_sweep]
+        if self._parked and time.monotonic_ns() < self._joined_at:
+            due.append(self._joined_at)
+        if (overdue := self.leases.next_overdue_ns) is not None:
+            due.append(overdue)
+        due.extend(deadline_ns for deadline_ns, _ in self._parked)
+        return min(due)
+
+    def describe(self) -> bytes:
+        return msgspec.json.encode(
+            {
+                **attrs.asdict(self.counters),
+                "enabled": self.enabled,
+                "keys": len(self.leases.table),
+                "leases_outstanding": self.leases.leases,
+                "units_forfeited": self.leases.units_forfeited,
+                "units_overspent": self.leases.units_overspent,
+                "connections": {"ws": self.connections.totals["ws"], "tcp": self.connections.totals["tcp"]},
+                "connection_keys": self.connections.keys,
+                "rate_keys": len(self.rate.table),
+                "parked": len(self._parked),
+                "acceptors": {
+                    name: {"incarnation": acceptor.incarnation, "synced": acceptor.synced == acceptor.incarnation}
+                    for name, acceptor in self._acceptors.items()
+                },
+                "journal_bytes": self._journal.size,
+            }
+        )
+
+    def close(self) -> None:
+        """Questions that still wait are answered; the journal is closed."""
+        while self._parked:
+            _, delivery = self._parked.popleft()
+            self._answer(delivery, self._unavailable())
+        self._commit()
+        self._journal.close()
+
+
+def _window_rules(settings: Settings) -> tuple[WindowRule, ...]:
+    return (
+        WindowRule(settings.rate_limit_max_requests, settings.rate_limit_window_ms * _MS),
+        WindowRule(settings.rate_limit_burst_requests, settings.rate_limit_burst_window_ms * _MS),
+    )
+
+
+async def main(context: Context) -> None:
+    """The actor ``limiter``."""
+    limiter = Limiter(context, state_file(context.settings.state_dir, "limiter.journal"), time.monotonic_ns())
+    stop = limiter.start()
+
+    async def tick_on() -> None:
+        while True:
+            limiter.alarm.at(limiter.next_due_ns)
+            await limiter.alarm.wait()
+            limiter.tick()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick_on)
+            context.ready()
+            while not limiter.draining:
+                limiter.serve(await context.mailbox.receive())
+                limiter.alarm.at(limiter.next_due_ns)
+            nursery.cancel_scope.cancel()
+    finally:
+        stop()
+        limiter.close()

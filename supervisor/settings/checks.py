@@ -1,0 +1,210 @@
+"""Rules that bind several values, or a value and the machine. Each check yields all that it finds."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from ipc.settings import ANY, Settings
+
+from . import secrets
+from .problems import Problem
+from .unavailable import ROWS
+from .variables import VARIABLES, Variable
+
+_JWT_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 §3.2: as long as the hash's output
+_BY_FIELD: dict[str, Variable] = {variable.field: variable for variable in VARIABLES}
+
+
+@attrs.frozen
+class Finding:
+    severity: Literal["error", "warning"]
+    problem: Problem
+
+
+@attrs.frozen
+class Subject:
+    """The settings under check, and where their values came from (field -> origin)."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    @property
+    def production(self) -> bool:
+        return self.settings.security_profile == "production"
+
+    def error(self, field: str, what: str) -> Finding:
+        return Finding("error", Problem(_BY_FIELD[field].name, self.origins.get(field, ""), what))
+
+    def warning(self, field: str, what: str) -> Finding:
+        return Finding("warning", Problem(_BY_FIELD[field].name, self.origins.get(field, ""), what))
+
+
+def check(settings: Settings, origins: Mapping[str, str]) -> list[Finding]:
+    subject = Subject(settings, origins)
+    checks = (_unavailable, _secrets, _jwt_keys, _listeners, _tls, _cors, _sizes, _limits, _times, _directories)
+    return [finding for rule in checks for finding in rule(subject)]
+
+
+def is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _unavailable(subject: Subject) -> Iterator[Finding]:
+    for row in ROWS:
+        if row.applies(subject.settings):
+            yield (subject.error if row.refuse else subject.warning)(row.name.lower(), row.what)
+
+
+def _secrets(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    judge = subject.error if subject.production else subject.warning
+    for field in ("ws_auth_token", "tcp_auth_token", "jwt_secret", "jwt_secret_previous", "session_secret",
+                  "admin_token", *(("redis_password",) if settings.redis_enabled else ())):  # fmt: skip
+        value: str | tuple[str, ...] = getattr(settings, field)
+        several = isinstance(value, tuple) and len(value) > 1
+        for number, secret in enumerate(value if isinstance(value, tuple) else (value,), 1):
+            weakness = secrets.weakness(secret) if secret else None
+            if weakness is not None:
+                yield judge(field, f"token {number} of {len(value)} {weakness}" if several else weakness)
+    outside = settings.jwt_jwks_file or settings.jwt_jwks_url
+    for enabled, field in (("ws_auth_enabled", "ws_auth_token"), ("tcp_auth_enabled", "tcp_auth_token")):
+        if not getattr(settings, enabled):
+            yield subject.warning(enabled, "authentication is off on this listener: everyone may come in")
+        elif subject.production and not (getattr(settings, field) or settings.jwt_secret or outside):
+            yield subject.error(field, "is not set, and nobody could authenticate: openssl rand -hex 32")
+
+
+def _jwt_keys(subject: Subject) -> Iterator[Finding]:
+    needed = max(_JWT_KEY_BYTES[algorithm] for algorithm in subject.settings.jwt_algorithms)
+    for field in ("jwt_secret", "jwt_secret_previous"):
+        length = len(getattr(subject.settings, field).encode())
+        # In production the rule for secrets has already spoken of less than 32.
+        if length and length < needed and not (subject.production and length < secrets.MINIMUM_LENGTH):
+            algorithms = ", ".join(subject.settings.jwt_algorithms)
+            yield subject.error(field, f"has {length} bytes; {algorithms} needs {needed} (RFC 7518 §3.2)")
+    if subject.settings.jwt_secret_previous and not subject.settings.jwt_secret:
+        yield subject.error("jwt_secret_previous", "is set without JWT_SECRET, which it precedes")
+
+
+def _listeners(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    listeners = ("ws", "tcp", "health")
+    for one, other in combinations(listeners, 2):
+        port = getattr(settings, f"{other}_port")
+        if port and port == getattr(settings, f"{one}_port"):
+            hosts = set(getattr(settings, f"{one}_host")), set(getattr(settings, f"{other}_host"))
+            if _overlap(*hosts):
+                yield subject.error(f"{other}_port", f"is {port}, as is {one.upper()}_PORT; each needs its own")
+    if settings.allowed_hosts == (ANY,):
+        yield subject.warning("allowed_hosts", "any Host is accepted: list your names, against DNS rebinding")
+    if not all(is_loopback(host) for host in settings.health_host):
+        if settings.admin_without_tls:
+            yield subject.warning("admin_without_tls", "the admin API is served beyond loopback without TLS")
+        else:
+            yield subject.warning(
+                "health_host", "beyond loopback the admin API is off; ADMIN_WITHOUT_TLS=true serves it without TLS"
+            )
+    for field in ("ws_host", "tcp_host"):
+        enabled = getattr(settings, f"{field.removesuffix('_host')}_auth_enabled")
+        if not enabled and not all(is_loopback(host) for host in getattr(settings, field)):
+            yield subject.warning(field, "is beyond loopback, and authentication is off")
+
+
+def _overlap(one: Iterable[str], other: Iterable[str]) -> bool:
+    """Whether a port can't be bound on both: the same address, or every address of a family on one side."""
+    left = [ipaddress.ip_address(host) for host in one]
+    right = [ipaddress.ip_address(host) for host in other]
+    return any(
+        a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified)) for a in left for b in right
+    )
+
+
+def _tls(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    if not settings.ssl_enabled:
+        if subject.production:
+            yield subject.warning("ssl_enabled", "clients' traffic is in the clear; run it behind a TLS proxy only")
+        return
+    if any(row.name == "SSL_ENABLED" for row in ROWS):
+        return  # already refused; asking for certificates as well would only mislead
+    for field in ("ssl_cert_path", "ssl_key_path"):
+        yield from _readable(subject, field, "TLS is on and it is not set")
+    if settings.ssl_client_auth != "none":
+        yield from _readable(subject, "ssl_ca_path", "client certificates are wanted and it is not set")
+
+
+def _readable(subject: Subject, field: str, missing: str) -> Iterator[Finding]:
+    path: str = getattr(subject.settings, field)
+    if not path:
+        yield subject.error(field, missing)
+        return
+    try:
+        with Path(path).open("rb"):
+            return
+    except OSError as error:
+        yield subject.error(field, f"must be a readable file: {error.strerror}")
+
+
+def _cors(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    if ANY not in settings.cors_allowed_origins:
+        return
+    if settings.cors_allow_credentials:
+        judge = subject.error if subject.production else subject.warning
+        yield judge("cors_allowed_origins", "is *, which never goes with CORS_ALLOW_CREDENTIALS=true (Fetch standard)")
+    elif subject.production:
+        yield subject.warning("cors_allowed_origins", "is *: pages of every site may call the gateway")
+
+
+def _sizes(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    for small, large in (
+        ("max_preauth_size", "max_request_size"),
+        ("max_request_size", "max_buffer_size"),
+        ("max_response_size", "max_buffer_size"),
+        ("max_request_size", "max_inflight_bytes"),
+    ):
+        if getattr(settings, small) > getattr(settings, large):
+            larger = f"{_BY_FIELD[large].name} ({getattr(settings, large)}, {subject.origins.get(large, '')})"
+            yield subject.error(small, f"is {getattr(settings, small)}, more than {larger}")
+
+
+def _limits(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    limit = min(settings.rate_limit_max_requests, settings.rate_limit_burst_requests)
+    for method, cost in settings.rate_limit_method_costs.items():
+        if cost > limit:
+            yield subject.error(
+                "rate_limit_method_costs", f"{method[:64]!a} costs {cost}, more than the limit of {limit}"
+            )
+    if settings.max_connections_per_ip > settings.ws_max_connections + settings.tcp_max_connections:
+        if "default" not in subject.origins.get("max_connections_per_ip", "default"):
+            yield subject.warning("max_connections_per_ip", "is more than all connections together")
+
+
+def _times(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    for short, long in (
+        ("session_timeout", "session_absolute_timeout"),
+        ("jwt_access_ttl_ms", "jwt_max_ttl_ms"),
+    ):
+        if getattr(settings, short) > getattr(settings, long):
+            longer = f"{_BY_FIELD[long].name} ({getattr(settings, long)} ms)"
+            yield subject.error(short, f"is {getattr(settings, short)} ms, more than {longer}")
+
+
+def _directories(subject: Subject) -> Iterator[Finding]:
+    for field in ("state_dir", "audit_log_dir"):
+        path = Path(getattr(subject.settings, field))
+        existing = next(parent for parent in (path, *path.parents) if parent.exists() or parent == parent.parent)
+        if not existing.is_dir():
+            yield subject.error(field, f"{existing} is no directory")
+    ready_file = subject.settings.ready_file
+    if ready_file and (Path(ready_file).is_dir() or not Path(ready_file).parent.is_dir()):
+        yield subject.error("ready_file", "must be a file in a directory that exists")

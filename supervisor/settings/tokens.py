@@ -1,0 +1,80 @@
+"""Tokens that the gateway makes for itself: random ones for a first run, and the admin token on disk."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from ipc.settings import Settings
+
+from .problems import ConfigurationError, Problem
+
+ADMIN_TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
+_BYTES = 32
+_LONGEST = 4096
+
+
+def generate_tokens(settings: Settings) -> Settings:
+    """With a random token for each listener that authenticates and has none. They are kept nowhere else.
+
+    A token is 43 characters of base64url, so it can stand in a WebSocket subprotocol too.
+    """
+    fields = {
+        token: (secrets.token_urlsafe(_BYTES),)
+        for enabled, token in (("ws_auth_enabled", "ws_auth_token"), ("tcp_auth_enabled", "tcp_auth_token"))
+        if getattr(settings, enabled) and not getattr(settings, token)
+    }
+    return msgspec.structs.replace(settings, **fields)
+
+
+def with_admin_token(settings: Settings) -> Settings:
+    """With ``admin_token`` set: as configured, else from ``STATE_DIR/admin.token``, which is made when missing.
+
+    The state directory must exist. Raises ConfigurationError when the file is unusable, OSError when the disk is.
+    """
+    if settings.admin_token:
+        return settings
+    path = Path(settings.state_dir) / ADMIN_TOKEN_FILE
+    with suppress(FileExistsError):
+        _create(path, secrets.token_urlsafe(_BYTES))
+    return msgspec.structs.replace(settings, admin_token=read_admin_token(path))
+
+
+def read_admin_token(path: Path) -> str:
+    """The token in that file. Raises ConfigurationError when others can read it or it holds none, OSError."""
+    # O_NONBLOCK: opening must not wait for the other end of something that is no regular file.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _unusable(path, "is no regular file")
+        if status.st_mode & 0o077:
+            raise _unusable(path, "can be read by other users: delete it, so that a new one is made")
+        content = file.read(_LONGEST)
+    token = content.strip()
+    if len(token) < _BYTES or not token.isascii() or not token.decode("ascii").isprintable():
+        raise _unusable(path, "holds no token: delete it, so that a new one is made")
+    return token.decode("ascii")
+
+
+def _create(path: Path, token: str) -> None:
+    """All or nothing: a link to a complete, synced file. Raises FileExistsError if there is a file already."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - of a descriptor
+            file.write(f"{token}\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _unusable(path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError((Problem("ADMIN_TOKEN", f"file {path}", what),))

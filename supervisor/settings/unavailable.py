@@ -1,0 +1,63 @@
+"""What the configuration knows but this release does not do yet.
+
+A row that refuses is one whose silent absence would open a door or lose data; the others are warned of. Whoever
+builds a feature deletes its rows. Defaults are never refused, except ``SSL_ENABLED`` of the production profile.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from ipc.settings import Settings
+
+
+@attrs.frozen
+class Unavailable:
+    """Applies when the field's value is none of ``works``."""
+
+    name: str
+    works: tuple[object, ...]
+    what: str
+    refuse: bool = True
+
+    def applies(self, settings: Settings) -> bool:
+        return getattr(settings, self.name.lower()) not in self.works
+
+
+_TLS = "TLS listeners are not in this release; put a TLS proxy in front and set SSL_ENABLED=false"
+_JWKS = "tokens of an outside issuer are not in this release; use WS_AUTH_TOKEN and TCP_AUTH_TOKEN, and unset this"
+_JWT = "the gateway's own tokens are not in this release; the secret is checked, but nothing is signed with it"
+
+ROWS: tuple[Unavailable, ...] = (
+    Unavailable("SSL_ENABLED", (False,), _TLS),
+    Unavailable("SSL_CLIENT_AUTH", ("none",), f"client certificates: {_TLS}"),
+    Unavailable("JWT_JWKS_FILE", ("",), _JWKS),
+    Unavailable("JWT_JWKS_URL", ("",), _JWKS),
+    Unavailable("JWT_SECRET", ("",), _JWT, refuse=False),
+    Unavailable("JWT_SECRET_PREVIOUS", ("",), _JWT, refuse=False),
+    Unavailable("AUTHORIZATION_POLICY", ("",), "authorisation rules are not in this release; unset it"),
+    Unavailable(
+        "AUTHORIZATION_DEFAULT", ("allow",), "authorisation rules are not in this release; only allow is possible"
+    ),
+    Unavailable("IP_BLOCKLIST", ((),), "address lists are not in this release; refuse these in a firewall"),
+    Unavailable("IP_ALLOWLIST", ((),), "address lists are not in this release; it has no effect", refuse=False),
+    Unavailable("PROXY_PROTOCOL", ("off",), "the PROXY protocol is not in this release; set PROXY_PROTOCOL=off"),
+    Unavailable(
+        "TRUSTED_PROXIES",
+        ((),),
+        "forwarded addresses are not in this release; all clients of a proxy count as one address",
+        refuse=False,
+    ),
+    Unavailable(
+        "RATE_LIMIT_METHOD_COSTS", ({},), "costs of methods are not in this release; each message costs 1", refuse=False
+    ),
+    Unavailable("CONTENT_POLICY", ("off", "flag"), "refusing content is not in this release; only off and flag are"),
+    Unavailable("CONTENT_POLICY_RULES", ("",), "content rules are not in this release; unset it"),
+    Unavailable("SCHEMA_VALIDATION", ("off",), "schema validation is not in this release; set SCHEMA_VALIDATION=off"),
+    Unavailable("REDIS_ENABLED", (False,), "sharing through Valkey or Redis is not in this release; set it to false"),
+)
+
+UPSTREAM_KINDS: dict[str, str] = {
+    "ws": "WebSocket servers are not in this release; tcp:// and commands are",
+    "http": "Streamable HTTP servers are not in this release; tcp:// and commands are",
+}
