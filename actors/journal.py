@@ -71,6 +71,7 @@ class Journal:
         self._header = b"%s %s %s\n" % (_MAGIC, kind.encode("ascii"), boot.encode("ascii"))
         self._fd = -1
         self._size = 0
+        self._undo_to = 0  # where the last append began
         self._limit = _SMALLEST_LIMIT
 
     @classmethod
@@ -104,7 +105,13 @@ class Journal:
         except OSError:
             os.ftruncate(self._fd, self._size)
             raise
+        self._undo_to = self._size
         self._size += len(data)
+
+    def undo(self) -> None:
+        """Take the last append back: what it announced has not happened. Needs no room on the disk."""
+        os.ftruncate(self._fd, self._undo_to)
+        self._size = self._undo_to
 
     def rewrite(self, records: Iterable[bytes]) -> None:
         """Replace everything by these records, which have to give the same state.
@@ -124,7 +131,7 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
-        self._size = len(data)
+        self._size = self._undo_to = len(data)
         self._limit = max(_SMALLEST_LIMIT, _GROWTH * self._size)
 
     def close(self) -> None:
@@ -147,7 +154,7 @@ class Journal:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         if end < len(data):
             os.ftruncate(self._fd, end)
-        self._size = end
+        self._size = self._undo_to = end
         self._limit = max(_SMALLEST_LIMIT, end)
         return Recovered(records, found=True, cut=len(data) - end)
 

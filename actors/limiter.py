@@ -138,7 +138,7 @@ class Limiter:
     def start(self) -> Callable[[], None]:
         """Watch the acceptors. Returns the way to stop it."""
         with ExitStack() as stack:
-            for name in set(self.context.peers("acceptor")) | self.leases.holders():
+            for name in self.context.peers("acceptor"):
                 stack.callback(self._watch(name))
             self._stops = stack.pop_all()
         return self._stops.close
@@ -147,20 +147,22 @@ class Limiter:
         self._acceptors[name] = _Acceptor(self.context.address(name))
         return self._acceptors[name].address.watch(functools.partial(self._changed, name))
 
-    def _known(self, name: str) -> _Acceptor:
-        """An acceptor that wasn't there when the limiter started is watched from its first message on."""
+    def _running(self, name: str) -> _Acceptor | None:
+        """The acceptor of that name, None when it isn't up."""
         if name not in self._acceptors:
-            self._stops.callback(self._watch(name))
+            return None
+        self._follow(name)
         acceptor = self._acceptors[name]
-        self._follow(name, acceptor.address.incarnation)
-        return acceptor
+        return acceptor if acceptor.incarnation else None
 
-    def _changed(self, name: str, incarnation: int) -> None:
-        self._follow(name, incarnation)
+    def _changed(self, name: str, _incarnation: int) -> None:
+        self._follow(name)
         self.alarm.ring()
 
-    def _follow(self, name: str, incarnation: int) -> None:
+    def _follow(self, name: str) -> None:
+        """Take note of what the address says now; a callback may be older than that."""
         acceptor = self._acceptors[name]
+        incarnation = acceptor.address.incarnation
         if incarnation == acceptor.incarnation:
             # Not up yet, as far as is known here: its leases stay until it is, or until they are overdue.
             return
@@ -202,9 +204,7 @@ class Limiter:
         elif isinstance(message, Released):
             self.connections.release(message.acceptor, message.sessions)
         elif isinstance(message, Resync):
-            acceptor = self._known(message.acceptor)
-            self.connections.resync(message.acceptor, message.connections)
-            acceptor.synced = acceptor.incarnation
+            self._resync(message)
         elif isinstance(message, Describe):
             self._answer(delivery, Description(self.describe()))
         elif isinstance(message, Drain):
@@ -213,8 +213,8 @@ class Limiter:
             log.warning("unexpected %s from %s", type(message).__name__, delivery.sender)
 
     def _lease(self, message: LeaseRequest, now: int) -> Message:
-        acceptor = self._known(message.acceptor)
-        if not acceptor.incarnation or not message.keys:
+        acceptor = self._running(message.acceptor)
+        if acceptor is None or not message.keys:
             return self._unavailable()
         if not self.enabled:
             return Lease(UNMETERED, message.keys, _UNMETERED_UNITS, now + _UNMETERED_NS)
@@ -238,6 +238,12 @@ class Limiter:
             self._record(record)
 
     # --- connections
+
+    def _resync(self, message: Resync) -> None:
+        acceptor = self._running(message.acceptor)
+        if acceptor is not None:
+            self.connections.resync(message.acceptor, message.connections)
+            acceptor.synced = acceptor.incarnation
 
     def _park(self, delivery: Delivery, now: int) -> None:
         if len(self._parked) >= _MOST_PARKED:
@@ -268,8 +274,8 @@ class Limiter:
         return acceptor.synced != acceptor.incarnation
 
     def _admit(self, message: Admit, now: int) -> Message:
-        acceptor = self._known(message.acceptor)
-        if not acceptor.incarnation or acceptor.synced != acceptor.incarnation:
+        acceptor = self._running(message.acceptor)
+        if acceptor is None or acceptor.synced != acceptor.incarnation:
             return self._unavailable()
         if self.connections.is_known(message.acceptor, message.session):
             return Admitted()  # asked again because an answer was lost

@@ -73,24 +73,24 @@ class ActorState(msgspec.Struct, frozen=True, array_like=True):
 # --- worker -> supervisor ----------------------------------------------------------------------------------------
 
 
-class Hello(ControlMessage):
+class Hello(ControlMessage, frozen=True):
     """The interpreter is warm and waits for an assignment."""
 
     pid: int
     protocol: int = PROTOCOL
 
 
-class Ready(ControlMessage):
+class Ready(ControlMessage, frozen=True):
     """Every actor of the assignment is up."""
 
 
-class ActorStates(ControlMessage):
+class ActorStates(ControlMessage, frozen=True):
     """The actors after a change."""
 
     actors: tuple[ActorState, ...]
 
 
-class ActorEvent(ControlMessage):
+class ActorEvent(ControlMessage, frozen=True):
     """One event for the audit log."""
 
     event: Literal["actor.crashed", "actor.restarted", "actor.escalated"]
@@ -99,7 +99,7 @@ class ActorEvent(ControlMessage):
     reason: str = ""
 
 
-class PeerBroken(ControlMessage):
+class PeerBroken(ControlMessage, frozen=True):
     """That incarnation of a worker sent what is not a frame."""
 
     worker: str
@@ -107,17 +107,17 @@ class PeerBroken(ControlMessage):
     reason: str
 
 
-class Failing(ControlMessage):
+class Failing(ControlMessage, frozen=True):
     """This process is about to end, and why."""
 
     reason: str
 
 
-class Stopped(ControlMessage):
+class Stopped(ControlMessage, frozen=True):
     """Every actor has returned after a Stop; the process ends now."""
 
 
-class Asked(ControlMessage):
+class Asked(ControlMessage, frozen=True):
     """A local actor's message to the supervisor. ``id`` is 0 when no answer is wanted."""
 
     id: int
@@ -125,7 +125,7 @@ class Asked(ControlMessage):
     message: AnyMessage
 
 
-class Answered(ControlMessage):
+class Answered(ControlMessage, frozen=True):
     """To a Post with an id. ``message`` is None when the actor was down or did not answer in time."""
 
     id: int
@@ -136,7 +136,7 @@ class Answered(ControlMessage):
 # --- supervisor -> worker ----------------------------------------------------------------------------------------
 
 
-class Assign(ControlMessage):
+class Assign(ControlMessage, frozen=True):
     """What this process is from now on. Comes once.
 
     Descriptors: the heartbeat memfd, the listeners, one stream socket a peer, one link each.
@@ -155,7 +155,7 @@ class Assign(ControlMessage):
     links: tuple[LinkGrant, ...] = ()
 
 
-class Connect(ControlMessage):
+class Connect(ControlMessage, frozen=True):
     """A new incarnation of ``peer``. Descriptors: its stream socket if ``stream``, then one link each."""
 
     peer: PeerGrant
@@ -163,19 +163,19 @@ class Connect(ControlMessage):
     links: tuple[LinkGrant, ...] = ()
 
 
-class Adopt(ControlMessage):
+class Adopt(ControlMessage, frozen=True):
     """Serve these listeners of another worker too. Descriptors: the listeners."""
 
     listeners: tuple[ListenerGrant, ...]
 
 
-class Withdraw(ControlMessage):
+class Withdraw(ControlMessage, frozen=True):
     """Their own worker serves them again."""
 
     listeners: tuple[int, ...]
 
 
-class Post(ControlMessage):
+class Post(ControlMessage, frozen=True):
     """Give this to a local actor. ``id`` is 0 when no answer is wanted."""
 
     id: int
@@ -183,14 +183,14 @@ class Post(ControlMessage):
     message: AnyMessage
 
 
-class Reply(ControlMessage):
+class Reply(ControlMessage, frozen=True):
     """To Asked."""
 
     id: int
     message: AnyMessage
 
 
-class Stop(ControlMessage):
+class Stop(ControlMessage, frozen=True):
     """Drain every actor, then end. What has not ended by ``deadline_ns`` (monotonic) is killed."""
 
     deadline_ns: int

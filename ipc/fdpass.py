@@ -83,11 +83,11 @@ class DescriptorLink:
         rules; all its descriptors are closed then, and the peer is not to be trusted further.
         """
         try:
-            payload, ancillary, flags, _ = self._sock.recvmsg(
-                self._maximum, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:  # the peer closed its end with packets of ours unread
-            raise EOFError("the peer has closed the link") from None
+            payload, ancillary, flags, _ = self._packet()
+        except ConnectionResetError:
+            # The peer closed its end with packets of ours unread. The kernel says so once, before it gives out what
+            # the peer had sent and then the end.
+            payload, ancillary, flags, _ = self._packet()
         fds = _descriptors(ancillary)
         try:
             message = self._check(payload, flags, len(fds))
@@ -110,6 +110,9 @@ class DescriptorLink:
         if self._sock.fileno() != -1:
             trio.lowlevel.notify_closing(self._sock.fileno())
             self._sock.close()
+
+    def _packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+        return self._sock.recvmsg(self._maximum, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
 
     def _check(self, payload: bytes, flags: int, count: int) -> msgspec.Struct:
         if not payload and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) and count == 0:

@@ -46,7 +46,7 @@ class Engine:
             self._changed.set()
 
     def exited(self, name: str, incarnation: int, reason: str) -> None:
-        self.post(Exited(name, incarnation, reason, random.random()))  # noqa: S311: spreads restarts, hides nothing
+        self.post(Exited(name, incarnation, reason, random.random()))  # noqa: S311 - spreads restarts, hides nothing
 
     def _carry_out(self, effect: Effect) -> None:
         try:

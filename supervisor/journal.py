@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 import attrs
 
-from ipc.messages import AuditBatch, AuditEvent
+from ipc.messages import AnyMessage, AuditAck, AuditBatch, AuditEvent
+
+log = logging.getLogger("supervisor.journal")
+
+Severity = Literal["info", "warning", "error", "critical"]
+Outcome = Literal["success", "failure", "refused", "unknown"]
+Details = dict[str, str | int | float | bool]
 
 _CAPACITY = 4096
 _BATCH = 64
@@ -34,11 +43,11 @@ class Journal:
     def add(
         self,
         event: str,
-        severity: Literal["info", "warning", "error", "critical"],
-        outcome: Literal["success", "failure", "refused", "unknown"],
+        severity: Severity,
+        outcome: Outcome,
         *,
         reason: str = "",
-        detail: dict[str, str | int | float | bool] | None = None,
+        detail: Details | None = None,
     ) -> None:
         self._events.append(
             AuditEvent(
@@ -78,3 +87,49 @@ class Journal:
     @property
     def waiting(self) -> int:
         return len(self._events)
+
+
+@attrs.define(eq=False)
+class AuditFeed:
+    """Brings the journal to the audit actor. ``post`` sends a batch under an id; False: the actor is away."""
+
+    _post: Callable[[int, AuditBatch], bool]
+    journal: Journal = attrs.field(factory=Journal)
+    _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
+    _unacked: set[int] = attrs.field(factory=set)  # ids of batches on their way
+
+    def record(
+        self, event: str, severity: Severity, outcome: Outcome, *, reason: str = "", detail: Details | None = None
+    ) -> None:
+        self.journal.add(event, severity, outcome, reason=reason, detail=detail)
+        self.feed()
+
+    def feed(self) -> None:
+        """Send what was not sent yet."""
+        while (batch := self.journal.next_batch()) is not None:
+            number = next(self._ids)
+            self._unacked.add(number)
+            if not self._post(number, batch):
+                self.restart()
+                return
+
+    def restart(self) -> None:
+        """The actor is another one now, or away: what was not acked will be sent again."""
+        self._unacked.clear()
+        self.journal.rewind()
+
+    def retry(self) -> None:
+        """To be called now and then: after an answer that was none."""
+        if not self._unacked:
+            self.feed()
+
+    def answered(self, number: int, answer: AnyMessage | None, reason: str) -> None:
+        """To the batch of that id. One to an actor before the last restart is ignored."""
+        if number not in self._unacked:
+            return
+        self._unacked.discard(number)
+        if isinstance(answer, AuditAck):
+            self.journal.acked(answer.upto)
+        else:
+            log.warning("audit did not take the supervisor's events: %s", reason or answer)
+            self.restart()

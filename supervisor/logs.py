@@ -85,7 +85,7 @@ class _Queue(logging.Handler):
             record.process_label = self.process
         try:
             return self.format(record) + "\n"
-        except Exception as error:  # noqa: BLE001: a record with wrong arguments must not end the log
+        except Exception as error:  # noqa: BLE001 - a record with wrong arguments must not end the log
             return f"a log record of {record.name} can't be formatted: {error!r}\n"
 
     def _write(self, data: bytes) -> None:
@@ -95,7 +95,8 @@ class _Queue(logging.Handler):
 
 
 def _lost(count: int) -> logging.LogRecord:
-    return logging.LogRecord("log", logging.WARNING, "", 0, "%d log records were dropped: stderr is too slow", (count,), None)
+    message = "%d log records were dropped: stderr is too slow"
+    return logging.LogRecord("log", logging.WARNING, "", 0, message, (count,), None)
 
 
 class _JsonLines(logging.Formatter):
@@ -137,7 +138,7 @@ _current: _Queue | None = None
 
 def set_up(process: str, level: str, *, as_json: bool) -> None:
     """Log to stderr from now on. ``process`` is what each record is marked with. Calling it again only renames."""
-    global _current  # noqa: PLW0603: logging itself is global
+    global _current
     if _current is not None:
         _current.process = process
         return
@@ -154,7 +155,7 @@ def set_up(process: str, level: str, *, as_json: bool) -> None:
 
 def finish() -> None:
     """Flush at the end of a process; stderr is written to directly after this."""
-    global _current  # noqa: PLW0603
+    global _current
     if _current is not None:
         logging.getLogger().removeHandler(_current)
         _current.finish()

@@ -43,7 +43,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def everything() -> Iterator[Stat]:
-    for name in os.listdir(_PROC):  # noqa: PTH208: iterdir would build thousands of Paths
+    for name in os.listdir(_PROC):  # noqa: PTH208 - iterdir would build thousands of Paths
         if name.isdigit():
             found = stat(int(name))
             if found is not None:
@@ -85,7 +85,7 @@ def socket_inodes(pid: int) -> set[str]:
     with suppress(OSError):
         for name in os.listdir(directory):  # noqa: PTH208
             with suppress(OSError):
-                target = os.readlink(directory / name)  # noqa: PTH115: the target is no path
+                target = os.readlink(directory / name)  # noqa: PTH115 - the target is no path
                 if target.startswith("socket:["):
                     found.add(target[8:-1])
     return found

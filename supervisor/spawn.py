@@ -136,7 +136,7 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                popen = subprocess.Popen(
+                popen = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                     self._arguments(theirs.fileno(), modules),
                     env=self._environment,
                     stdin=subprocess.DEVNULL,

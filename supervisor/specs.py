@@ -93,11 +93,11 @@ def actor_plan(actors: tuple[ActorSpec, ...], strategy: Strategy) -> Plan:
 class SpecTable:
     """Everything that the supervisor runs. ``search_path`` is where modules beside the project's own are found."""
 
-    workers: tuple[WorkerSpec, ...] = attrs.field(converter=lambda workers: tuple(sorted(workers, key=_stage)))
+    workers: tuple[WorkerSpec, ...] = attrs.field()
     standby: bool = True
     search_path: tuple[str, ...] = ()
     intensity: Intensity = WORKER_INTENSITY
-    backoff: Backoff = Backoff()
+    backoff: Backoff = attrs.field(factory=Backoff)
     streams: frozenset[frozenset[str]] = STREAMS
     links: tuple[tuple[str, str], ...] = LINKS
 
@@ -151,10 +151,6 @@ class SpecTable:
         """Without the secrets that this worker's actors have no use for."""
         roles: set[Role] = {ROLES.get(kind_of(actor.name), worker.role) for actor in worker.actors}
         return settings.for_role(roles.pop() if len(roles) == 1 else "supervisor")
-
-
-def _stage(worker: WorkerSpec) -> int:
-    return worker.stage
 
 
 ROLES: dict[str, Role] = {

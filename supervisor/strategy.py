@@ -57,8 +57,8 @@ class Plan:
 
     children: tuple[ChildSpec, ...] = attrs.field()
     strategy: Strategy = "one_for_one"
-    intensity: Intensity = Intensity(limit=5, window_ns=10 * SECOND)
-    backoff: Backoff = Backoff()
+    intensity: Intensity = attrs.field(factory=lambda: Intensity(limit=5, window_ns=10 * SECOND))
+    backoff: Backoff = attrs.field(factory=Backoff)
     escalates: bool = True
 
     @children.validator

@@ -7,13 +7,13 @@ one event is logged and counted, and the tree goes on: the supervisor is the one
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
 from collections.abc import Callable
 
 import attrs
+import msgspec
 import trio
 
 from ipc.control import (
@@ -26,7 +26,6 @@ from ipc.control import (
     Assign,
     Connect,
     Failing,
-    FromWorker,
     Hello,
     ListenerGrant,
     PeerBroken,
@@ -34,22 +33,25 @@ from ipc.control import (
     Post,
     Ready,
     Reply,
-    Stop as StopWorker,
     Stopped,
     Withdraw,
 )
+from ipc.control import (
+    Stop as StopWorker,
+)
 from ipc.errors import MalformedFrame
-from ipc.messages import AnyMessage, AuditAck, TreeSnapshot
+from ipc.messages import AnyMessage, AuditBatch, TreeSnapshot
 from ipc.settings import Settings
 
-from . import handover, reaper, snapshot, wiring
-from .backoff import MILLISECOND, SECOND, Backoff
+from . import handover, proc, reaper, snapshot, wiring
+from .backoff import MILLISECOND
 from .engine import Engine
 from .heartbeat import BEATS, Judge, Slot
-from .journal import Journal
+from .journal import AuditFeed, Details, Outcome, Severity
 from .listeners import Listeners
 from .spawn import Process, Spawner
 from .specs import SpecTable, WorkerSpec
+from .standby import Standby
 from .strategy import AllUp, Begin, CameUp, Crashed, Effect, Ended, Escalate, Kill, KillAll, Start, Stop, StopAll, Up
 
 log = logging.getLogger("supervisor.tree")
@@ -61,10 +63,7 @@ _SNAPSHOT_GAP_S = 0.02
 _EXIT_GRACE_S = 1.0
 """A worker closes its control socket a moment before its exit; one that only closes it is ended."""
 
-_WARMING_NS = 10 * SECOND
-"""A standby that has not said Hello by then never will."""
-
-_ACTOR_EVENTS = {
+_ACTOR_EVENTS: dict[str, tuple[Severity, Outcome]] = {
     "actor.crashed": ("error", "failure"),
     "actor.restarted": ("info", "success"),
     "actor.escalated": ("critical", "failure"),
@@ -106,7 +105,6 @@ class WorkerTree:
         self.finished = trio.Event()
         self.failed = ""
         self.draining = False
-        self.journal = Journal()
         self.faults = 0
         self._table = table
         self._placement = table.placement
@@ -118,13 +116,11 @@ class WorkerTree:
         self._engine = Engine(table.plan(), self._perform)
         self._members: dict[str, Member] = {}
         self._prepared: dict[str, Process] = {}  # spawned for the first start, by worker
-        self._standby: Process | None = None
-        self._standby_since_ns = 0
-        self._standby_due_ns = 0
-        self._standby_failures = 0
+        self._standby = Standby(self._spawn_standby if table.standby else None)
         self._attended: dict[int, Process] = {}  # every process that lives, by pid
         # What an exec'ed launcher has left to us as children is not ours to end.
-        self._inherited = frozenset(child.pid for child in reaper.proc.children(os.getpid()))
+        self._inherited = frozenset(child.pid for child in proc.children(os.getpid()))
+        self._audit = AuditFeed(self._post_batch)
         self._held: dict[str, handover.Holder] = {}
         timeout_ns = settings.heartbeat_timeout_ms * MILLISECOND
         now = time.monotonic_ns()
@@ -132,8 +128,6 @@ class WorkerTree:
         self._judge = Judge(timeout_ns=timeout_ns, interval_ns=timeout_ns // BEATS, looked_ns=now)
         self._suspect: frozenset[str] = frozenset()
         self._changed = trio.Event()
-        self._posts = itertools.count(1)
-        self._unacked: set[int] = set()  # ids of batches on their way to the audit actor
         self._nursery: trio.Nursery | None = None
 
     # --- life
@@ -146,7 +140,7 @@ class WorkerTree:
                 self._prepare(spec)
             nursery.start_soon(self._engine.keep_time)
             nursery.start_soon(self._every, self._judge.interval_ns / 1e9, self._look)
-            nursery.start_soon(self._every, _SNAPSHOT_S, self._retry_journal)
+            nursery.start_soon(self._every, _SNAPSHOT_S, self._audit.retry)
             nursery.start_soon(self._inform)
             self._engine.post(Begin())
             await self.finished.wait()
@@ -199,7 +193,10 @@ class WorkerTree:
         try:
             self._prepared[spec.name] = self._spawn(spec.modules)
         except OSError as error:
-            log.error("no process for %s: %s", spec.name, error)  # its Start tries again, and reports
+            log.warning("no process for %s: %s", spec.name, error)  # its Start tries again, and reports
+
+    def _spawn_standby(self) -> Process:
+        return self._spawn(tuple(dict.fromkeys(m for w in self._table.workers if w.handover for m in w.modules)))
 
     def _spawn(self, modules: tuple[str, ...]) -> Process:
         if self._nursery is None:
@@ -232,9 +229,10 @@ class WorkerTree:
             try:
                 message, fds = await process.link.receive()
             except EOFError:
-                with trio.move_on_after(_EXIT_GRACE_S):
+                with trio.move_on_after(_EXIT_GRACE_S) as scope:
                     await process.exited.wait()
-                process.kill("closed its control socket")
+                if scope.cancelled_caught:
+                    process.kill("closed its control socket")
                 return
             except MalformedFrame as error:
                 process.kill(f"sent a message that is none: {error}")
@@ -250,12 +248,12 @@ class WorkerTree:
                 return
             self._receive(process, message, fds)
 
-    def _receive(self, process: Process, message: FromWorker, fds: list[int]) -> None:
+    def _receive(self, process: Process, message: msgspec.Struct, fds: list[int]) -> None:
         for descriptor in fds:  # no worker has a reason to send one
             os.close(descriptor)
         self._guard(lambda: self._take(process, message))
 
-    def _take(self, process: Process, message: FromWorker) -> None:
+    def _take(self, process: Process, message: msgspec.Struct) -> None:
         member = next((m for m in self._members.values() if m.process is process), None)
         match message:
             case Hello():
@@ -265,7 +263,7 @@ class WorkerTree:
             case Failing(reason):
                 process.said = reason
             case Answered(number, answer, reason):
-                self._answered(number, answer, reason)
+                self._audit.answered(number, answer, reason)
             case _ if member is None:
                 process.kill(f"said {type(message).__name__} before it had an assignment")
             case Ready():
@@ -289,9 +287,8 @@ class WorkerTree:
     def _gone(self, process: Process) -> None:
         """It has exited and is reaped."""
         how = process.ending()
-        if process is self._standby:
-            self._standby = None
-            self._standby_lost(how)
+        if not self.finished.is_set():
+            self._standby.gone(process)
         self._prepared = {name: other for name, other in self._prepared.items() if other is not process}
         member = next((m for m in self._members.values() if m.process is process), None)
         if member is None:
@@ -303,7 +300,7 @@ class WorkerTree:
         self._judge = self._judge.unwatch(name)
         self._suspect -= {name}
         if name == self._placement.get("audit"):
-            self._rewind_journal()
+            self._audit.restart()
         if member.spec.hosts_children and self._nursery is not None:
             self._nursery.start_soon(self._end_orphans)
         self._engine.exited(name, member.incarnation, how)
@@ -324,18 +321,19 @@ class WorkerTree:
             case Stop(name, _, deadline_ns):
                 self._stop(self._members[name], deadline_ns)
             case Kill(name, _, reason):
+                log.warning("worker %s is killed: %s", name, reason)
                 self._members[name].process.kill(reason)
             case Crashed(name, incarnation, reason, due_ns, trouble):
                 wait_ms = max(0, due_ns - time.monotonic_ns()) // MILLISECOND
                 log.error("worker %s is down (%s), restarted in %d ms", name, trouble or reason, wait_ms)
-                detail: dict[str, str | int | float | bool] = {"worker": name, "incarnation": incarnation}
-                self._record("worker.killed", "error", "failure", reason=trouble or reason, detail=detail)
+                detail: Details = {"worker": name, "incarnation": incarnation}
+                self._audit.record("worker.killed", "error", "failure", reason=trouble or reason, detail=detail)
             case CameUp(name, incarnation):
                 self._came_up(self._members[name], incarnation)
             case AllUp():
-                self._record("gateway.started", "info", "success", detail={"version": self._version})
+                self._audit.record("gateway.started", "info", "success", detail={"version": self._version})
                 self.ready.set()
-                self._refresh_standby()
+                self._standby.refresh()
             case Escalate(name, reason):
                 self.failed = f"{name}: {reason}"
             case Ended():
@@ -343,12 +341,7 @@ class WorkerTree:
         self._changed.set()
 
     def _start(self, spec: WorkerSpec, incarnation: int) -> None:
-        process = self._prepared.pop(spec.name, None)
-        if process is None and self._standby is not None and not self._standby.fencing:
-            process, self._standby = self._standby, None
-            self._standby_due_ns = time.monotonic_ns() + SECOND  # at the latest; sooner once this one is up
-        if process is None:
-            process = self._spawn(spec.modules)
+        process = self._prepared.pop(spec.name, None) or self._standby.take() or self._spawn(spec.modules)
         member = Member(spec, incarnation, process, warm=process.hello)
         self._members[spec.name] = member
         if process.hello:
@@ -359,7 +352,7 @@ class WorkerTree:
         try:
             self._tell_assignment(member)
         except (OSError, ValueError) as error:
-            log.error("%s can't be given its assignment: %s", member.spec.name, error)
+            log.warning("%s can't be given its assignment: %s", member.spec.name, error)
             member.process.kill(f"can't be given its assignment: {error}")
 
     def _tell_assignment(self, member: Member) -> None:
@@ -408,7 +401,8 @@ class WorkerTree:
 
     def _stop(self, member: Member, deadline_ns: int) -> None:
         if member.spec.name == self._placement.get("audit"):
-            self._record("gateway.stopped", "info", "failure" if self.failed else "success", reason=self.failed)
+            outcome: Outcome = "failure" if self.failed else "success"
+            self._audit.record("gateway.stopped", "info", outcome, reason=self.failed)
         if member.told:
             member.process.send(StopWorker(deadline_ns))
         else:
@@ -419,42 +413,14 @@ class WorkerTree:
         self._judge = self._judge.watch(name, time.monotonic_ns())
         log.info("worker %s is up: pid %d, incarnation %d", name, member.process.pid, incarnation)
         if incarnation > 1:
-            self._record("worker.restarted", "info", "success", detail={"worker": name, "incarnation": incarnation})
+            detail: Details = {"worker": name, "incarnation": incarnation}
+            self._audit.record("worker.restarted", "info", "success", detail=detail)
         if name == self._placement.get("audit"):
-            self._rewind_journal()
-            self._feed_journal()
+            self._audit.restart()
+            self._audit.feed()
         self._hand_over()
-        if self.ready.is_set():
-            self._refresh_standby()
-
-    # --- the warm standby
-
-    def _refresh_standby(self) -> None:
-        if not self._table.standby or self._standby is not None or self._engine.state.mode != "running":
-            return
-        modules = tuple(dict.fromkeys(m for w in self._table.workers if w.handover for m in w.modules))
-        self._standby_since_ns = time.monotonic_ns()
-        try:
-            self._standby = self._spawn(modules)
-        except OSError as error:
-            self._standby_lost(str(error))
-
-    def _standby_lost(self, how: str) -> None:
-        if self.finished.is_set():
-            return
-        now = time.monotonic_ns()
-        if now - self._standby_since_ns > Backoff().settle_ns:
-            self._standby_failures = 0
-        self._standby_failures += 1
-        self._standby_due_ns = now + Backoff().delay(self._standby_failures, 0.0)
-        log.warning("the standby is gone: %s", how)
-
-    def _check_standby(self, now: int) -> None:
-        if self._standby is None:
-            if self.ready.is_set() and now >= self._standby_due_ns:
-                self._refresh_standby()
-        elif not self._standby.hello and now - self._standby_since_ns > _WARMING_NS:
-            self._standby.kill("did not warm up in time")
+        if self._engine.state.mode == "running" and self.ready.is_set():
+            self._standby.refresh()
 
     # --- heartbeats and handed-over listeners
 
@@ -473,7 +439,8 @@ class WorkerTree:
             process.fencing = True
             self._nursery.start_soon(process.fence, f"no progress for {silence_ms} ms")
         self._hand_over()
-        self._check_standby(now)
+        if self._engine.state.mode == "running":
+            self._standby.check()
 
     def _hand_over(self) -> None:
         """Have every listener served by somebody who can."""
@@ -510,54 +477,18 @@ class WorkerTree:
 
     # --- audit events
 
-    def _record(
-        self,
-        event: str,
-        severity: str,
-        outcome: str,
-        *,
-        reason: str = "",
-        detail: dict[str, str | int | float | bool] | None = None,
-    ) -> None:
-        self.journal.add(event, severity, outcome, reason=reason, detail=detail)  # type: ignore[arg-type]
-        self._feed_journal()
-
     def _record_actor(self, member: Member, event: ActorEvent) -> None:
         severity, outcome = _ACTOR_EVENTS[event.event]
-        detail: dict[str, str | int | float | bool] = {
-            "actor": event.actor,
-            "worker": member.spec.name,
-            "incarnation": event.incarnation,
-        }
-        self._record(event.event, severity, outcome, reason=event.reason, detail=detail)
+        detail: Details = {"actor": event.actor, "worker": member.spec.name, "incarnation": event.incarnation}
+        self._audit.record(event.event, severity, outcome, reason=event.reason, detail=detail)
 
-    def _feed_journal(self) -> None:
+    def _post_batch(self, number: int, batch: AuditBatch) -> bool:
         host = self._placement.get("audit", "")
         member = self._members.get(host)
         if member is None or self._engine.state.child(host).phase not in ("up", "stopping"):
-            return
-        while (batch := self.journal.next_batch()) is not None:
-            number = next(self._posts)
-            self._unacked.add(number)
-            member.process.send(Post(number, "audit", batch))
-
-    def _answered(self, number: int, answer: AnyMessage | None, reason: str) -> None:
-        if number not in self._unacked:
-            return  # of an audit actor that is gone
-        self._unacked.discard(number)
-        if isinstance(answer, AuditAck):
-            self.journal.acked(answer.upto)
-        else:
-            log.warning("audit did not take the supervisor's events: %s", reason or answer)
-            self._rewind_journal()
-
-    def _rewind_journal(self) -> None:
-        self._unacked.clear()
-        self.journal.rewind()
-
-    def _retry_journal(self) -> None:
-        if not self._unacked:
-            self._feed_journal()
+            return False
+        member.process.send(Post(number, "audit", batch))
+        return True
 
     # --- the live tree, for admin
 

@@ -19,9 +19,11 @@ import time
 from collections.abc import Sequence
 
 import attrs
+import msgspec
 import trio
 
-from ipc.address import Address, Reply as AddressReply
+from ipc.address import Address
+from ipc.address import Reply as AddressReply
 from ipc.context import Listener
 from ipc.control import (
     SUPERVISOR,
@@ -80,7 +82,7 @@ _ESCALATION_S = 1.0
 """For the other actors to finish when one has failed for good."""
 
 
-class Retired(Exception):  # noqa: N818: an ending, not an error
+class Retired(Exception):
     """The process is done; ``code`` is its exit code."""
 
     def __init__(self, code: int) -> None:
@@ -179,7 +181,7 @@ class Worker:
         try:
             self._outbox.send(message)
         except (OutboxFull, ValueError) as error:
-            log.error("the supervisor can't be told %s: %s", type(message).__name__, error)
+            log.warning("the supervisor can't be told %s: %s", type(message).__name__, error)
 
     def _tell_states(self, states: tuple[ActorState, ...]) -> None:
         self._say(ActorStates(states))
@@ -249,7 +251,7 @@ class Worker:
             message, fds = await self._control.receive()
             self._take(message, fds)
 
-    def _take(self, message: ToWorker, fds: list[int]) -> None:
+    def _take(self, message: msgspec.Struct, fds: list[int]) -> None:
         match message:
             case Connect(peer, stream, links):
                 if stream:
@@ -345,6 +347,13 @@ def _as_any(message: object) -> AnyMessage:
     return message  # type: ignore[return-value]
 
 
+async def _assignment(control: DescriptorLink) -> tuple[Assign, list[int]]:
+    message, fds = await control.receive()
+    if not isinstance(message, Assign):
+        raise MalformedFrame(f"{type(message).__name__} before an assignment")
+    return message, fds
+
+
 async def serve(arguments: Arguments, lifetime: Lifetime) -> int:
     """Warm until assigned, then a worker. Returns the exit code."""
     control = DescriptorLink(socket.socket(fileno=arguments.control), ToWorker)
@@ -352,9 +361,7 @@ async def serve(arguments: Arguments, lifetime: Lifetime) -> int:
     outbox.send(Hello(os.getpid()))
     code = 0
     try:
-        assign, fds = await control.receive()
-        if not isinstance(assign, Assign):
-            raise MalformedFrame(f"{type(assign).__name__} before an assignment")
+        assign, fds = await _assignment(control)
         logs.set_up(assign.worker, arguments.log, as_json=arguments.log_format == "json")
         if assign.hosts_children:
             lifetime.host_children()

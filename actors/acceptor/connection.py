@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .routes import Route
 
-Codec = HeadReader | WsReceiver | LineReader
+Codec = HeadReader | WsReceiver | LineReader[bytes]
 
 RECEIVE_BYTES: Final = 65536  # of one connection in one turn: fairness among ready sockets
 LINGER_NS: Final = 2_000_000_000  # a refused peer gets this long to read its refusal before the socket is closed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -79,6 +80,7 @@ class Dispatch:
     def received(self, connection: Connection, data: bytes, now: int) -> None:
         """Bytes of a WebSocket or TCP client."""
         codec = connection.codec
+        items: Sequence[bytes | Ping | Pong | Close]
         if isinstance(codec, WsReceiver):
             before = codec.frames
             try:
@@ -106,7 +108,7 @@ class Dispatch:
         if items:
             self._items(connection, items, now)
 
-    def _items(self, connection: Connection, items: list[bytes | Ping | Pong | Close], now: int) -> None:
+    def _items(self, connection: Connection, items: Sequence[bytes | Ping | Pong | Close], now: int) -> None:
         for item in items:
             if connection.stage >= Stage.CLOSING:
                 return

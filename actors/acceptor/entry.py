@@ -264,8 +264,9 @@ class Entry:
             http.response(
                 503 if healthy == "unhealthy" else 200,
                 [("Content-Type", "application/json"), *self.security],
-                b"" if request.method == "HEAD" else body,
+                body,
                 close=True,
+                head_only=request.method == "HEAD",
             )
         )
         self.hub.finish(connection, "http")
@@ -289,8 +290,9 @@ class Entry:
             self._not_granted(connection, reply)
             return
         body = b'{"ticket":"%s","expires_in":%d}' % (reply.ticket.encode(), reply.expires_in)
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store"), *self.security]
-        connection.write(http.response(200, _once(headers), body, close=True))
+        connection.write(
+            http.response(200, [("Content-Type", "application/json"), *self.security], body, close=True)
+        )
         self.hub.finish(connection, "http")
 
     # --- the upgrade -----------------------------------------------------------------------------------------
@@ -477,14 +479,6 @@ def _detail(refused: Refused) -> str:
 def _upstream_of(path: str) -> str:
     """``/ws/NAME`` chooses a server; ``/`` and ``/ws`` take the default one."""
     return path.removeprefix("/ws/") if path.startswith("/ws/") else ""
-
-
-def _once(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The first of each header: ours stand before the general ones."""
-    seen: dict[str, tuple[str, str]] = {}
-    for name, value in headers:
-        seen.setdefault(name.lower(), (name, value))
-    return list(seen.values())
 
 
 if TYPE_CHECKING:

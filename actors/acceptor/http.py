@@ -136,9 +136,7 @@ class HeadReader:
 
     __slots__ = ("_held", "_max_head", "_max_headers", "_max_line")
 
-    def __init__(
-        self, *, max_head: int = MAX_HEAD, max_headers: int = MAX_HEADERS, max_line: int = MAX_LINE
-    ) -> None:
+    def __init__(self, *, max_head: int = MAX_HEAD, max_headers: int = MAX_HEADERS, max_line: int = MAX_LINE) -> None:
         self._max_head = max_head
         self._max_headers = max_headers
         self._max_line = max_line
@@ -441,8 +439,9 @@ def _head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Raises ValueError for a name or a value that would end its line, or the head, early."""
     lines = [f"HTTP/1.1 {status} {_reason(status)}".encode("ascii")]
     for name, value in fields:
-        line = f"{name}: {value}".encode("ascii", "strict") if name.isascii() and value.isascii() else b""
-        if not _FIELD.fullmatch(line):
+        line = f"{name}: {value}".encode("ascii", "replace")
+        match = _FIELD.fullmatch(line)
+        if match is None or match[1] != name.encode() or not value.isascii():
             raise ValueError(f"header {name!r} can't be sent")
         lines.append(line)
     return b"\r\n".join([*lines, b"", b""])

@@ -218,6 +218,7 @@ class PoolOwner:
         self._hub.dispatch.deliver(session, call, final, raw)
 
     def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:
+        assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
         # Posted: a call may fail before ``forward`` has returned and the call is in its connection's table.
         self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, code, reason, sent, retry_after_ms))
 

@@ -257,7 +257,10 @@ class WsReceiver:
         if self._utf8_tail or not chunk.isascii():
             text = self._utf8_tail + chunk
             taken = utf_8_decode(text, "strict", last)[1]
-            self._utf8_tail = text[taken:]
+            self._utf8_tail = tail = text[taken:]
+            # The decoder waits for a surrogate's third byte, which can't make it better (RFC 3629 §3).
+            if tail[:1] == b"\xed" and tail[1:2] >= b"\xa0":
+                raise WsProtocolError(1007, "not UTF-8")
         message = self._message
         assert message is not None  # noqa: S101 (for the type checker: _check_opcode saw to it)
         message += chunk

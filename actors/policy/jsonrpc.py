@@ -32,6 +32,7 @@ __all__ = [
     "error_reply",
     "fast_path",
     "flatten",
+    "id_key",
     "is_valid_id",
     "parse_client",
     "parse_upstream",
@@ -235,6 +236,14 @@ def slow_path(raw: bytes, max_depth: int) -> Envelope:
 def is_valid_id(value: bytes) -> bool:
     """Whether a well-formed JSON value may be a request's id: a string, or a number without fraction or exponent."""
     return value[:1] == b'"' or _INTEGER.match(value) is not None
+
+
+def id_key(value: bytes) -> str | int | bytes:
+    """What an id or token stands for, however it is spelt: to find one that a peer has written anew."""
+    if value[:1] == b'"':
+        return text_of(value) or ""
+    # Longer numbers are not worth converting, and are refused by int() from 4300 digits on.
+    return int(value) if len(value) <= 40 and _INTEGER.match(value) is not None else value
 
 
 def _decode(raw: bytes) -> dict[str, msgspec.Raw]:

@@ -156,10 +156,6 @@ class LeasePolicy:
         first = next(iter(self._leases.values()), None)
         return None if first is None else first.until_ns + REPORT_GRACE_NS
 
-    def holders(self) -> set[str]:
-        """Acceptors with leases outstanding."""
-        return {known.acceptor for known in self._leases.values()}
-
     def apply(self, record: LeaseRecord) -> None:
         if isinstance(record, Granted):
             self._last_lease = max(self._last_lease, record.lease)

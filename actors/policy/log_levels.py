@@ -30,13 +30,22 @@ class LogLevels:
     def want(self, session: Hashable, level: str) -> str:
         """Note a session's level. Returns the level to tell the upstream, "" when it has it already."""
         self.wanted[session] = level
-        return self._change()
+        return self.change()
 
     def forget(self, session: Hashable) -> str:
         """The session has gone, or its level was refused. Returns as ``want``."""
         if self.wanted.pop(session, None) is None:
             return ""
-        return self._change()
+        return self.change()
+
+    def restore(self, session: Hashable, wanted: str, upstream: str) -> str:
+        """The upstream refused a level: what the session and the upstream had before holds. Returns as ``want``."""
+        if wanted:
+            self.wanted[session] = wanted
+        else:
+            self.wanted.pop(session, None)
+        self.upstream = upstream
+        return self.change()
 
     def passes(self, session: Hashable, level: str) -> bool:
         """Whether a message of this level is for this session."""
@@ -46,7 +55,10 @@ class LogLevels:
             return not self.wanted or reaches(level, _DEFAULT)
         return reaches(level, wanted)
 
-    def _change(self) -> str:
+    def change(self) -> str:
+        """The level that the upstream has to be told now, "" when it has the right one."""
+        if not self.wanted and not self.upstream:
+            return ""
         level = min(self.wanted.values(), key=_RANK.__getitem__, default=_DEFAULT)
         if level == self.upstream:
             return ""

@@ -11,9 +11,9 @@ from ipc.settings import ANY, LOOPBACK_ORIGINS, Settings
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """What a gateway that only this machine can reach is called."""
 
-# RFC 3986 §3.2.2, as far as it occurs in HTTP: a name (percent-encoding left out, DNS has none) or an address, and a
-# port. Unambiguous at every byte, so matching is linear.
-_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+,;=-]+))(?::([0-9]{0,5}))?")
+# RFC 3986 §3.2.2, as far as it occurs: a name (without percent-encoding and sub-delimiters, which DNS doesn't have; a
+# comma is more likely to be two fields made one) or an address, and a port. Unambiguous at every byte, so linear.
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~-]+))(?::([0-9]{0,5}))?")
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 

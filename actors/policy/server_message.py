@@ -165,3 +165,12 @@ def _subscription_in(raw: bytes, meta: Span | None) -> tuple[bytes, int]:
     if META_SUBSCRIPTION not in entries:
         return b"", -1
     return bytes(entries[META_SUBSCRIPTION]), locate(raw, at, end, entries)[META_SUBSCRIPTION][0]
+
+
+def negotiated_version(raw: bytes) -> str | None:
+    """The protocol version in a well-formed answer to ``initialize``; None when it names none."""
+    try:
+        result = decode_object(decode_object(raw)["result"])
+        return text_of(result["protocolVersion"])
+    except (KeyError, msgspec.ValidationError):
+        return None

@@ -64,12 +64,12 @@ def children(pid: int) -> list[int]:
     """
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return found
     for thread in threads:
         try:
-            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split())
+            found += map(int, (thread / "children").read_bytes().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found

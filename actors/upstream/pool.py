@@ -49,6 +49,7 @@ MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
 
 MAX_OPEN = 64  # requests that stay open, for each session: the contract asks for a cap, editors open a handful
+MAX_EARLY = 16
 MAX_BACKLOG = 1024  # messages of our own (cancellations, probes) for an upstream that doesn't read
 START_TIMEOUT_NS = 60 * SECOND  # launchers such as npx download the server first
 IDLE_NS = 300 * SECOND
@@ -59,8 +60,9 @@ BAD_GATEWAY = 502
 UNAVAILABLE = 503
 OVERLOADED_RETRY_MS = 1000
 
-_REFUSED_VERSION = "2025-03-26"  # has batches: a server that insists on it is asked for the one before
-_FALLBACK_VERSION = "2024-11-05"
+CANCELLED = "notifications/cancelled"
+
+_FALLBACK_VERSION = eras.LEGACY_VERSIONS[0]  # for servers that insist on the version after it
 
 State = Literal["idle", "starting", "up", "down"]
 Change = Literal["up", "down", "restarted"]
@@ -126,10 +128,10 @@ class Instance:
         if self._slot is not None:
             self._slot.oversize(head, tail, length, now)
 
-    def room(self, now: int) -> None:
+    def room(self) -> None:
         """``send`` may take messages again. (Without this call it is tried again at each tick.)"""
         if self._slot is not None:
-            self._slot.work_off(now)
+            self._slot.work_off()
 
     def closed(self, reason: str, now: int) -> None:
         """The transport is gone. ``reason`` is for clients and logs: no paths, no secrets."""
@@ -186,6 +188,7 @@ class Session:
     slots: set[Slot] = attrs.field(factory=set)
     calls: dict[int, Slot] = attrs.field(factory=dict)  # in flight or waiting
     open: set[int] = attrs.field(factory=set)  # those of ``calls`` that stay open
+    early: dict[int, None] = attrs.field(factory=dict)  # given up before they came, newest last
     lost: str = ""  # per-session: why there is no instance any more
 
 
@@ -238,6 +241,9 @@ class Slot:
                 return
             self._forward(message, now)
             return
+        if message.envelope.method == CANCELLED:
+            self._drop_waiting(lambda held: held.session == message.session and held.call == message.call)
+            return
         if self.state != "starting" and now < self.failures.not_before_ns:
             self._pool.refuse(message, self._down_reason, self.failures.wait_ms(now))
             return
@@ -274,7 +280,7 @@ class Slot:
         self._spoke = True
         self._apply(self.mux.from_upstream(raw, now), now)
         if self._backlog:
-            self.work_off(now)
+            self.work_off()
 
     def oversize(self, head: bytes, tail: bytes, length: int, now: int) -> None:
         """Fail the call that the message answers, if that can be told; the rest of the line is gone."""
@@ -285,7 +291,7 @@ class Slot:
         if answer is not None:
             self.line(answer, now)
 
-    def work_off(self, now: int) -> None:
+    def work_off(self) -> None:
         """Send what the transport had refused."""
         while self._backlog and self.instance is not None and self.instance.transport is not None:
             if not self.instance.transport.send(self._backlog[0]):
@@ -303,9 +309,11 @@ class Slot:
                 self.state = "idle"
         elif self.state == "starting":
             if now >= self.start_deadline_ns:
-                self.died("was not ready in time", now)
+                self.died("not ready in time", now)
+            elif self.instance is not None and self.instance.transport is not None:
+                self._apply(self.mux.tick(now), now)
         elif self.state == "up":
-            self.work_off(now)
+            self.work_off()
             self._apply(self.mux.tick(now), now)
             if not self._backlog and not self.mux.in_flight:
                 return now + SECOND
@@ -440,7 +448,11 @@ class Slot:
                 case Negotiated(version=version):
                     self._negotiate(version, now)
                 case HandshakeFailed(reason=reason):
-                    self.died(f"refused the handshake: {reason}", now)
+                    # The multiplexer answers what waits: ``initialize`` with the server's own error.
+                    while self._waiting:
+                        self._forward(self._waiting.popleft(), now)
+                    self._waiting_bytes = 0
+                    self.died(f"no handshake: {reason}", now)
 
     def _send(self, raw: bytes) -> None:
         instance = self.instance
@@ -458,10 +470,10 @@ class Slot:
             for session in list(self._attached):
                 self._pool.lose(session, "the server now speaks another protocol version")
         self._negotiated = version
-        if version == _REFUSED_VERSION and self.key != _FALLBACK_VERSION:
+        if version == eras.BATCHING_VERSION and self.key != _FALLBACK_VERSION:
             self.move_to(self._pool.slot(self.upstream, _FALLBACK_VERSION), now)
             return
-        if version == _REFUSED_VERSION:
+        if version == eras.BATCHING_VERSION:
             self.died("speaks only protocol version 2025-03-26, which the gateway doesn't", now)
             return
         if self._owner is None and version != self.key:
@@ -505,12 +517,12 @@ class Pool:
         settings: Settings,
         now: int,
         jitter: Callable[[], float] = random.random,
-        on_change: Callable[[str, Change, str], None] = lambda upstream, what, reason: None,
+        on_change: Callable[[str, Change, str], None] | None = None,
     ) -> None:
         self.events = events
         self.settings = settings
         self.jitter = jitter
-        self.changed = on_change
+        self._on_change = on_change
         self.counted: dict[str, int] = {}
         self._upstreams = {
             upstream.name: UpstreamState(upstream, upstream.instance == "shared") for upstream in upstreams
@@ -562,14 +574,25 @@ class Pool:
             self._reject(session, call, envelope, reason, 0)
             return
         if envelope.kind != "request":
-            # What belongs to a call goes where the call went.
+            # A cancellation goes where its call went, and ends it: no answer will come.
             slot = known.calls.get(call) if call else None
             if slot is None:
                 slot = self._slot_of(session, known, envelope)
+            elif envelope.method == CANCELLED:
+                self.settle(session, call)
             slot.take(Waiting(session, call, envelope, raw), now)
             return
+        if call in known.early:
+            del known.early[call]
+            self.count("given up early")
+            return
         stays_open = eras.is_open_ended(envelope.method)
-        if len(known.open) >= MAX_OPEN if stays_open else known.upstream.in_flight >= self.settings.upstream_max_inflight:
+        full = (
+            len(known.open) >= MAX_OPEN
+            if stays_open
+            else known.upstream.in_flight >= self.settings.upstream_max_inflight
+        )
+        if full:
             self._reject(session, call, envelope, "overloaded", OVERLOADED_RETRY_MS)
             return
         slot = self._slot_of(session, known, envelope)
@@ -584,10 +607,17 @@ class Pool:
     def abandon(self, session: Hashable, call: int, reason: str, now: int) -> None:
         """Nobody waits for this call any more."""
         known = self._sessions.get(session)
-        slot = known.calls.get(call) if known is not None else None
+        if known is None:
+            return
+        slot = known.calls.get(call)
         if slot is not None:
             self.settle(session, call)
             slot.abandon(session, call, reason, now)
+            return
+        # It may have been answered, or its message may be on its way still: giving up travels on a faster lane.
+        known.early[call] = None
+        if len(known.early) > MAX_EARLY:
+            del known.early[next(iter(known.early))]
 
     def _reject(self, session: Hashable, call: int, envelope: Envelope, reason: str, retry_after_ms: int) -> None:
         if envelope.kind == "request":
@@ -597,7 +627,7 @@ class Pool:
 
     def _slot_of(self, session: Hashable, known: Session, envelope: Envelope) -> Slot:
         if known.upstream.shared:
-            return self.slot(known.upstream, known.route.instance(envelope))
+            return self.slot(known.upstream, known.route.key(envelope))
         for slot in known.slots:
             return slot
         slot = Slot(self, known.upstream, "", self.make_mux(known.upstream, ""), session)
@@ -668,7 +698,12 @@ class Pool:
         return found
 
     def make_mux(self, upstream: UpstreamState, key: str) -> Mux:
-        return Mux(version=key, shared=upstream.shared)
+        return Mux(
+            version=key,
+            shared=upstream.shared,
+            handshake_timeout_ns=START_TIMEOUT_NS,
+            slow_call_ns=self.settings.circuitbreaker_slow_call_ms * MILLISECOND,
+        )
 
     def refuse(self, message: Waiting, reason: str, retry_after_ms: int) -> None:
         """A message was not taken by its slot, and never will be."""
@@ -717,6 +752,10 @@ class Pool:
         known = self._sessions.get(message.session)
         if known is not None and message.call in known.calls:
             known.calls[message.call] = slot
+
+    def changed(self, upstream: str, what: Change, reason: str) -> None:
+        if self._on_change is not None:
+            self._on_change(upstream, what, reason)
 
     def count(self, what: str) -> None:
         self.counted[what] = self.counted.get(what, 0) + 1

@@ -11,11 +11,13 @@ group's can be given to another process, so both are safe to signal.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -36,13 +38,13 @@ _CHUNK = 65_536  # a pipe's capacity (pipe(7)): no read returns more
 _TURN = 4 * _CHUNK  # bytes taken from one child before the other tasks run
 _LAST_WORDS = 2 * 1_048_576  # what is read of a dead child's pipe: more than it can hold
 
-_GRACE_S = 2.0  # after closing stdin, and again after SIGTERM
+GRACE_S = 2.0  # after closing stdin, and again after SIGTERM
 _EXIT_AFTER_EOF_S = 0.05  # a process closes its pipes a moment before its exit can be seen
 _LOOK_S = 0.02
 _KILL_S = 2.0
 
 
-class SpawnFailed(OSError):  # noqa: N818 - it says what happened
+class SpawnFailed(OSError):
     """No process came into being. ``str()`` is for clients: it names no path, argument or variable."""
 
 
@@ -58,6 +60,7 @@ class ChildEvents:
     room: Callable[[], None]  # ``send`` had refused and may succeed now
     closed: Callable[[str], None]
     errors: Callable[[str], None]  # a line of stderr, printable
+    unsent: Callable[[], None]  # there is something to ``flush``
     settle: Callable[[], None]
 
 
@@ -80,10 +83,11 @@ class Child:
     """One running server. It is a pool's transport; ``run`` must be running for as long as it lives."""
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], events: ChildEvents, *, max_line: int, max_buffer: int
+        self, popen: subprocess.Popen[bytes], mark: int, events: ChildEvents, *, max_line: int, max_buffer: int
     ) -> None:
         assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None  # noqa: S101, PT018
         self.pid = popen.pid
+        self.mark = mark  # inherited by all that it starts
         self._popen = popen
         self._events = events
         self._stdin, self._stdout, self._stderr = popen.stdin.fileno(), popen.stdout.fileno(), popen.stderr.fileno()
@@ -99,6 +103,7 @@ class Child:
         self._exited = trio.Event()
         self._reading = trio.CancelScope()
         self._asked_to_end = False
+        self.grace_s = GRACE_S
         self._why = ""
         self._finished = False
 
@@ -115,6 +120,8 @@ class Child:
         if self._out and len(self._out) + len(raw) >= self._max_buffer:
             self._refused = True
             return False
+        if not self._out:
+            self._events.unsent()
         self._out += raw
         self._out += b"\n"
         return True
@@ -276,11 +283,11 @@ class Child:
         """Ask, wait, insist: what the MCP specification says of stdio servers, for all that this one started."""
         REGISTRY.look()
         self._close_stdin()
-        with trio.move_on_after(_GRACE_S):
+        with trio.move_on_after(self.grace_s):
             await self._exit_unhindered()
         if not self._exited.is_set() or REGISTRY.left_by(self):
             self._signal(signal.SIGTERM)
-            with trio.move_on_after(_GRACE_S):
+            with trio.move_on_after(self.grace_s):
                 await self._gone()
         with trio.move_on_after(_KILL_S):
             while not self._exited.is_set() or REGISTRY.left_by(self):
@@ -306,7 +313,7 @@ class Child:
 
     async def _gone(self) -> None:
         await self._exited.wait()
-        while REGISTRY.left_by(self):
+        while REGISTRY.left_by(self):  # noqa: ASYNC110 - the kernel tells nobody when an orphan ends
             await trio.sleep(_LOOK_S)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -334,20 +341,48 @@ class Child:
         REGISTRY.forget(self)
 
 
+# A resource limit is inherited by every child and survives exec, setsid and the death of parents, and any may be read
+# (prlimit(2)). RLIMIT_RTTIME bounds the CPU time of real-time scheduling in microseconds; as these marks are values
+# of 35 years and more, the limit itself means as little as the usual "unlimited".
+_FIRST_MARK = 1 << 50
+
+
+@contextlib.contextmanager
+def _marked(mark: int) -> Iterator[None]:
+    """What is spawned in here carries ``mark``, and so does all that it ever starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+    possible = hard == resource.RLIM_INFINITY or hard > mark
+    if possible:
+        resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
+    try:
+        yield
+    finally:
+        if possible:
+            resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
+
+
+def _mark_of(pid: int) -> int | None:
+    try:
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_RTTIME)
+    except (ProcessLookupError, PermissionError):
+        return None
+    return soft if soft >= _FIRST_MARK else None
+
+
 @attrs.define(eq=False)
 class Registry:
     """All children of this process that are servers, and what they left behind.
 
-    An orphan has lost every tie to the server that started it except its session's number, if it didn't change that
-    too. One that nothing tells apart belongs to all servers that ran when it was first seen, and is ended when the
-    last of them has gone.
+    An orphan has lost its place below the server that started it, but not the server's *mark*, see ``_marked``. One
+    whose mark can't be read (it runs as another user) or was changed belongs to all servers that ran when it was
+    first seen, and is ended when the last of them has gone.
     """
 
-    _children: dict[int, Child] = attrs.field(factory=dict)
+    _children: dict[int, Child] = attrs.field(factory=dict)  # by mark
     _ending: list[subprocess.Popen[bytes]] = attrs.field(factory=list)  # killed, not yet reaped
-    _known: dict[int, set[Process]] = attrs.field(factory=dict)  # seen below a server while it lived, by its pid
-    _orphans: dict[Process, set[int]] = attrs.field(factory=dict)
+    _orphans: dict[Process, set[int]] = attrs.field(factory=dict)  # and the marks of the servers they belong to
     _spared: frozenset[Process] = frozenset()  # what was below this process before the first server
+    _marks: Iterator[int] = attrs.field(factory=lambda: itertools.count(_FIRST_MARK))
     _closed: bool = False
 
     def open(self) -> None:
@@ -379,84 +414,78 @@ class Registry:
         program = str(Path(cwd or ".") / command) if os.sep in command else shutil.which(command, path=env.get("PATH"))
         if not program or not Path(program).exists():
             raise SpawnFailed("cannot start: its program does not exist")
+        mark = next(self._marks)
         try:
-            popen = subprocess.Popen(  # noqa: S603 - the operator's configuration says what to run
-                [command, *args],
-                executable=Path(program).absolute(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env=env,
-                cwd=cwd or None,
-                close_fds=True,
-                start_new_session=True,
-            )
+            with _marked(mark):
+                popen = subprocess.Popen(  # noqa: S603 - the operator's configuration says what to run
+                    [command, *args],
+                    executable=Path(program).absolute(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    env=env,
+                    cwd=cwd or None,
+                    close_fds=True,
+                    start_new_session=True,
+                )
         except OSError as error:
             raise SpawnFailed(f"cannot start: {os.strerror(error.errno or 0)}") from None
         except ValueError:
             raise SpawnFailed("cannot start: its command line holds a NUL") from None
         try:
-            child = Child(popen, events, max_line=max_line, max_buffer=max_buffer)
+            child = Child(popen, mark, events, max_line=max_line, max_buffer=max_buffer)
         except BaseException:
             popen.kill()
             self._ending.append(popen)
             raise
-        self._children[child.pid] = child
+        self._children[mark] = child
         return child
 
     def look(self) -> None:
-        """See what is below the servers, take note of new orphans, and reap those that have ended."""
+        """Take note of new orphans, and reap those that have ended."""
         self._ending = [popen for popen in self._ending if popen.poll() is None]
-        ending = {popen.pid for popen in self._ending}
-        for pid in self._children:
-            below = {status.process for status in descendants.descendants(pid)}
-            known = self._known.setdefault(pid, set())
-            known |= below
-            if len(known) > 2 * len(below) + 64:  # most have ended: forget those
-                self._known[pid] = {process for process in known if _is(process)}
+        ours = {child.pid for child in self._children.values()} | {popen.pid for popen in self._ending}
         found: dict[Process, set[int]] = {}
         for status in map(descendants.stat, descendants.children(os.getpid())):
-            if status is None or status.process.pid in self._children or status.process.pid in ending:
-                continue
-            if status.process in self._spared:
+            if status is None or status.process.pid in ours or status.process in self._spared:
                 continue
             if status.state == "Z":
                 descendants.reap([status.process.pid])
                 continue
-            found[status.process] = self._orphans.get(status.process) or self._suspects(status)
+            owners = self._orphans.get(status.process)
+            found[status.process] = self._owners(status.process.pid) if owners is None else owners
         self._orphans = found
 
-    def _suspects(self, orphan: Stat) -> set[int]:
-        if orphan.session in self._children:
-            return {orphan.session}
-        knowing = {pid for pid, known in self._known.items() if orphan.process in known}
-        return knowing or set(self._children)
+    def _owners(self, orphan: int) -> set[int]:
+        mark = _mark_of(orphan)
+        if mark is None:
+            return set(self._children)
+        return {mark} & self._children.keys()
 
     def left_by(self, child: Child) -> list[Stat]:
         """What runs because of this server alone, itself excepted."""
         self.look()
         left = descendants.descendants(child.pid)
-        for orphan, suspects in self._orphans.items():
+        for orphan, owners in self._orphans.items():
             status = descendants.stat(orphan.pid)
-            if suspects <= {child.pid} and status is not None and status.process == orphan:
+            if owners <= {child.mark} and status is not None and status.process == orphan:
                 left += [status, *descendants.descendants(orphan.pid)]
         return [status for status in left if status.state != "Z"]
 
     def forget(self, child: Child) -> None:
         """It has been killed, and is reaped as soon as it is dead."""
-        self._children.pop(child.pid, None)
-        self._known.pop(child.pid, None)
-        for suspects in self._orphans.values():
-            suspects.discard(child.pid)
+        self._children.pop(child.mark, None)
+        for owners in self._orphans.values():
+            owners.discard(child.mark)
         self._ending.append(child._popen)  # noqa: SLF001 - handed over
         self.look()
 
     def end_orphans(self) -> None:
         """Kill those whose servers have all gone."""
         self.look()
-        for orphan, suspects in self._orphans.items():
-            if not suspects & self._children.keys():
+        for orphan, owners in self._orphans.items():
+            if not owners:
                 for status in descendants.descendants(orphan.pid):
                     descendants.send_signal(status.process, signal.SIGKILL)
                 descendants.send_signal(orphan, signal.SIGKILL)
@@ -477,11 +506,6 @@ class Registry:
 
     def statistics(self) -> dict[str, int]:
         return {"servers": len(self._children), "orphans": len(self._orphans), "ending": len(self._ending)}
-
-
-def _is(process: Process) -> bool:
-    status = descendants.stat(process.pid)
-    return status is not None and status.process == process
 
 
 REGISTRY = Registry()

@@ -183,9 +183,6 @@ def _limits(subject: Subject) -> Iterator[Finding]:
             yield subject.error(
                 "rate_limit_method_costs", f"{method[:64]!a} costs {cost}, more than the limit of {limit}"
             )
-    if settings.max_connections_per_ip > settings.ws_max_connections + settings.tcp_max_connections:
-        if "default" not in subject.origins.get("max_connections_per_ip", "default"):
-            yield subject.warning("max_connections_per_ip", "is more than all connections together")
 
 
 def _times(subject: Subject) -> Iterator[Finding]:

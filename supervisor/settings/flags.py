@@ -52,7 +52,13 @@ def parse(argv: Sequence[str]) -> CommandLine:
     problems: list[Problem] = []
     rest = list(argv)
     while rest:
+        position = len(argv) - len(rest) + 1
         word = rest.pop(0)
+        if not word.startswith("-"):
+            # Not shown: it may be a part of a secret that was meant to be quoted.
+            what = "nothing but flags and their values is expected; --help lists them"
+            problems.append(Problem(f"argument {position}", "command line", what))
+            continue
         if word in _ACTIONS:
             actions.append(_ACTIONS[word])
             continue
@@ -91,8 +97,6 @@ def _find(flag: str) -> tuple[Variable | None, bool]:
 
 
 def _unknown(flag: str) -> str:
-    if not flag.startswith("-"):
-        return "nothing but flags is expected here; --help lists them"
     nearest = min((*FLAGS, *_ACTIONS), key=lambda candidate: edit_distance(flag[:60], candidate))
     if edit_distance(flag[:60], nearest) <= 3:
         return f"is no flag; did you mean {nearest}?"

@@ -15,7 +15,7 @@ from .flags import Action
 from .problems import ConfigurationError, Problem, shown
 from .profiles import derive
 from .sources import Found, Raw, collect
-from .variables import BY_NAME, MCP_CONFIG, MCP_UPSTREAM, PROFILE, UPSTREAM_SOURCES, VARIABLES
+from .variables import BY_NAME, MCP_CONFIG, MCP_UPSTREAM, PROFILE, UPSTREAM_SOURCES, VARIABLES, Variable
 
 
 @attrs.frozen
@@ -39,9 +39,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str], cwd: str | Path) -> Lo
     problems = [*line.problems, *found.problems]
     warnings = found.warnings
     profile, given = _parse(found, directory, problems)
-    servers, wrong, doubtful = upstreams.read(
-        found.raw.get(MCP_CONFIG.name), found.raw.get(MCP_UPSTREAM.name), found.expansions, directory
-    )
+    config, single = (_parsed(variable, found, given) for variable in (MCP_CONFIG, MCP_UPSTREAM))
+    servers, wrong, doubtful = upstreams.read(config, single, found.expansions, directory)
     problems.extend(wrong)
     warnings.extend(doubtful)
     settings = Settings(**{**derive(given, profile, directory), "upstreams": servers})
@@ -75,8 +74,14 @@ def load_some(names: Iterable[str], environ: Mapping[str, str], cwd: str | Path)
     return {BY_NAME[name].field: fields[BY_NAME[name].field] for name in wanted}
 
 
+def _parsed(variable: Variable, found: Found, given: dict[str, object]) -> Raw | None:
+    """Taken out of ``given``: the source of upstreams as parsed, or None where it is unset or was refused."""
+    value = given.pop(variable.field, None)
+    return attrs.evolve(found.raw[variable.name], text=str(value)) if value is not None else None
+
+
 def _parse(found: Found, directory: Path, problems: list[Problem]) -> tuple[Profile, dict[str, object]]:
-    """Parse everything but the upstreams. The profile is production when it can't be told: the stricter one."""
+    """Parse every text that was found. The profile is production when it can't be told: the stricter one."""
     given: dict[str, object] = {}
     for variable in VARIABLES:
         raw = found.raw.get(variable.name)
@@ -85,11 +90,10 @@ def _parse(found: Found, directory: Path, problems: list[Problem]) -> tuple[Prof
         try:
             value = variable.parser.parse(raw.text, directory)
         except ValueError as error:
-            got = "" if variable.secret else f", not {shown(raw.text)}"
+            got = f", not {shown(raw.text)}" if variable.showable else ""
             problems.append(Problem(variable.name, raw.origin, f"{error}{got}"))
             continue
-        if variable not in UPSTREAM_SOURCES:
-            given[variable.field] = value
+        given[variable.field] = value
     chosen = given.pop(PROFILE.field, "development" if PROFILE.name not in found.raw else "production")
     return ("production" if chosen == "production" else "development"), given
 

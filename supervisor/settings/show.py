@@ -96,6 +96,8 @@ def _settings_lines(loaded: Loaded) -> Iterator[str]:
             else:
                 yield f"{variable.name}={_quoted(text)}  # {origin}"
         if UPSTREAM_SOURCES[0] in group:
+            sources = [variable for variable in UPSTREAM_SOURCES if "default" not in loaded.origins[variable.field]]
+            yield f"# servers: {', '.join(loaded.origins[source.field] for source in sources) or 'the embedded one'}"
             yield from (f"# {line}" for upstream in loaded.settings.upstreams for line in _upstream_lines(upstream))
         yield ""
 

@@ -125,9 +125,9 @@ def _read_file(
 
 
 def _read_dotenv(path: Path, problems: list[Problem], warnings: list[Problem]) -> dict[str, tuple[str, str]]:
-    if not path.exists():
-        return {}
     text = _read_text(path)
+    if isinstance(text, FileNotFoundError | NotADirectoryError):
+        return {}
     if isinstance(text, Exception):
         problems.append(Problem(DOTENV, str(path), f"can't be read: {_reason(text)}"))
         return {}

@@ -95,9 +95,9 @@ class Reading:
 def read(
     config: Raw | None, single: Raw | None, expansions: Mapping[str, str], directory: Path
 ) -> tuple[tuple[Upstream, ...], list[Problem], list[Problem]]:
-    """All upstreams, the problems and the warnings. The source that overrides the other wins; of equal rank neither.
+    """All upstreams, the problems and the warnings. A source that overrides the other wins; of equal rank neither.
 
-    ``config`` is the text of ``MCP_CONFIG``, a path; ``single`` that of ``MCP_UPSTREAM``.
+    The text of ``config`` is an absolute path, that of ``single`` a URL or a command line.
     """
     if config is not None and single is not None:
         if config.rank == single.rank:
@@ -106,7 +106,7 @@ def read(
         config, single = (config, None) if config.rank < single.rank else (None, single)
     if config is not None:
         reading = Reading(MCP_CONFIG.name, config.origin, expansions, directory)
-        upstreams = _config(reading, directory / Path(config.text).expanduser())
+        upstreams = _config(reading, Path(config.text))
     elif single is not None:
         reading = Reading(MCP_UPSTREAM.name, single.origin, expansions, directory)
         upstreams = _single(reading, single.text)

@@ -50,14 +50,18 @@ class Variable:
 
     @property
     def secret(self) -> bool:
-        return self.field in SECRET_FIELDS or self.name in _CAN_HOLD_SECRETS
+        return self.field in SECRET_FIELDS
+
+    @property
+    def showable(self) -> bool:
+        """Whether its text may stand in a message. Keys are written into command lines and URLs too."""
+        return not self.secret and self.name not in _CAN_HOLD_SECRETS
 
     def default_for(self, profile: Profile) -> object:
         return self.default if profile == "development" or isinstance(self.production, _Same) else self.production
 
 
-_CAN_HOLD_SECRETS = frozenset({"MCP_UPSTREAM"})
-"""No secrets themselves, but people write keys into them."""
+_CAN_HOLD_SECRETS = frozenset({"MCP_UPSTREAM", "JWT_JWKS_URL"})
 
 PROFILE = Variable(
     "SECURITY_PROFILE",
@@ -68,7 +72,7 @@ PROFILE = Variable(
 )
 
 MCP_CONFIG = Variable(
-    "MCP_CONFIG", values.readable_file, "", "File with the servers behind the gateway, as {\"mcpServers\": {…}}."
+    "MCP_CONFIG", values.path, "", "File with the servers behind the gateway, as {\"mcpServers\": {…}}."
 )
 MCP_UPSTREAM = Variable(
     "MCP_UPSTREAM", values.text, "", "One server behind the gateway: a tcp:// URL or a command line.",
@@ -299,14 +303,17 @@ def look_alike(name: str) -> Variable | None:
         allowed = 2 if len(candidate) > 8 else 1 if len(candidate) > 4 else 0
         if abs(len(candidate) - len(bare)) > allowed:
             continue
-        distance = edit_distance(bare, candidate)
+        distance = edit_distance(bare, candidate, allowed)
         if distance <= allowed and (best is None or distance < best[0]):
             best = (distance, variable)
     return best[1] if best is not None else None
 
 
-def edit_distance(one: str, other: str) -> int:
-    """Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment)."""
+def edit_distance(one: str, other: str, at_most: int = 1000) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment).
+
+    Past ``at_most`` the answer is only some number above it, and comes sooner.
+    """
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
@@ -316,6 +323,8 @@ def edit_distance(one: str, other: str) -> int:
             if i > 1 and j > 1 and left == other[j - 2] and one[i - 2] == right:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
+        if min(row) > at_most and min(before) > at_most:
+            break
     return row[-1]
 
 

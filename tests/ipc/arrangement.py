@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 import attrs
 import trio
@@ -62,11 +63,9 @@ def join(one: Exchange, other: Exchange) -> None:
 
 
 def open_descriptors() -> dict[str, str]:
-    """What this process has open, by number; the descriptor that lists them left out."""
+    """What this process has open, by number."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-    return {name: target for name, target in found.items() if not target.endswith("/fd")}
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(FileNotFoundError):  # the one that lists them is closed by now
+            found[entry.name] = str(entry.readlink())
+    return found

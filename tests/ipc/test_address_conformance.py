@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from arrangement import Arrangement, join, settle
+from arrangement import Arrangement, settle
 from trio.testing import MockClock
 
 from ipc.errors import ActorDown, DeadlineExceeded, MailboxFull
 from ipc.mailbox import Mailbox, Share
 from ipc.messages import Describe, Description, Disconnect, Done, Ticket
-
 
 
 def description(text: str) -> Description:

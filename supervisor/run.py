@@ -1,0 +1,214 @@
+"""One gateway from start to stop: lock, listeners, workers, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+
+import trio
+
+from ipc.messages import AdminRequest, AnyMessage, Done
+from ipc.settings import Settings
+
+from . import kernel, listeners, logs, ready
+from .settings.load import Loaded
+from .settings.show import gateway_version
+from .settings.tokens import generate_tokens, with_admin_token
+from .spawn import Spawner
+from .specs import SpecTable
+from .state_lock import StateLock, StateLocked
+from .tree import WorkerTree
+
+log = logging.getLogger("supervisor")
+
+EXIT_FAILED = 1
+"""The first start failed, or may not be tried: another gateway has the state or a port."""
+
+_PORT_PATIENCE_S = 2.0
+"""How long a port may still be held by the workers of a supervisor that was killed a moment ago."""
+
+_PORT_LOOK_S = 0.05
+
+
+class Gateway:
+    """The supervisor's own part: what signals and operators ask for, and what is said at the start and the end."""
+
+    def __init__(
+        self, settings: Settings, table: SpecTable, opened: listeners.Listeners, generated: Collection[str]
+    ) -> None:
+        self._settings = settings
+        self._opened = opened
+        self._generated = generated
+        self._stops = 0
+        self._signal = 0
+        self._spawner = Spawner(
+            log_level=settings.log_level, as_json=logs.as_json(settings), search_path=table.search_path
+        )
+        self._tree = WorkerTree(
+            table=table,
+            settings=settings,
+            listeners=opened,
+            spawner=self._spawner,
+            answer=self._answer,
+            version=gateway_version(),
+        )
+
+    async def run(self) -> int:
+        """Until everything has stopped; the exit code."""
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+        try:
+            with trio.open_signal_receiver(*watched) as signals:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._obey, signals)
+                    nursery.start_soon(self._announce)
+                    await self._tree.run()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._spawner.close()
+            if self._settings.ready_file:
+                ready.remove_ready_file(self._settings.ready_file)
+        if self._stops > 1:
+            return 128 + self._signal if self._signal else EXIT_FAILED
+        if self._tree.failed:
+            log.critical("the first start failed: %s", self._tree.failed)
+            return EXIT_FAILED
+        log.info("stopped")
+        return 0
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            try:
+                self._on_signal(number)
+            except Exception:
+                log.exception("signal %d could not be handled", number)
+
+    def _on_signal(self, number: int) -> None:
+        match number:
+            case signal.SIGCHLD:
+                self._tree.reap()
+            case signal.SIGTERM | signal.SIGINT:
+                self._stop(number)
+            case signal.SIGHUP:
+                log.warning("SIGHUP: this release can't reload its configuration; restart the gateway to change it")
+            case _:
+                log.debug("signal %d is ignored", number)
+
+    def _stop(self, number: int = 0) -> None:
+        self._stops += 1
+        self._signal = number
+        if self._stops == 1:
+            log.info("draining for up to %d ms; a second signal ends at once", self._settings.drain_timeout_ms)
+            self._tree.drain()
+        else:
+            log.warning("ending at once")
+            self._tree.kill()
+
+    def _answer(self, message: AnyMessage) -> AnyMessage:
+        """What an actor wants of the supervisor."""
+        match message:
+            case AdminRequest(verb="drain"):
+                if not self._stops:
+                    self._stop()
+                return Done(ok=True, detail="draining")
+            case AdminRequest(verb="reload"):
+                return Done(ok=False, detail="this release can't reload its configuration")
+            case _:
+                return Done(ok=False, detail=f"the supervisor has no answer to {type(message).__name__}")
+
+    async def _announce(self) -> None:
+        await self._tree.ready.wait()
+        if self._settings.ready_file:
+            try:
+                ready.write_ready_file(self._settings.ready_file, self._opened.ports)
+            except OSError as error:
+                log.warning("READY_FILE %s can't be written: %s", self._settings.ready_file, error)
+        log.info("%s", ready.ready_line(self._opened.ports, self._settings.state_dir))
+        text = ready.banner(self._settings, self._opened.ports, self._generated)
+        if text:
+            # Not a log record: it has to be copied as it stands, and must not end up where logs are kept.
+            await trio.to_thread.run_sync(_print, text)
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def production(loaded: Loaded, table_of: Callable[[Settings], SpecTable]) -> int:
+    """Run the gateway that was configured. Raises ConfigurationError for what shows only with the state at hand."""
+    settings = generate_tokens(loaded.settings)
+    tokens = ("ws_auth_token", "tcp_auth_token")
+    generated = [field for field in tokens if getattr(settings, field) != getattr(loaded.settings, field)]
+    warnings = [str(warning) for warning in loaded.warnings]
+    return run(settings, table_of(settings), generated=generated, warnings=warnings, complete=with_admin_token)
+
+
+def run(
+    settings: Settings,
+    table: SpecTable,
+    *,
+    generated: Collection[str] = (),
+    warnings: Collection[str] = (),
+    complete: Callable[[Settings], Settings] = lambda settings: settings,
+) -> int:
+    """Run a gateway in this process, from its main thread. Returns the exit code; what went wrong is logged.
+
+    Args:
+        generated: names of those settings whose values were made up for this run.
+        warnings: of the configuration, for the log.
+        complete: adds to the settings what only the locked state directory can tell. May raise ConfigurationError.
+
+    """
+    logs.set_up("supervisor", settings.log_level, as_json=logs.as_json(settings))
+    for warning in warnings:
+        log.warning("configuration: %s", warning)
+    try:
+        kernel.check()
+        kernel.become_subreaper()
+        _raise_descriptor_limit()
+        with StateLock(Path(settings.state_dir)):
+            return _run_locked(complete(settings), table, generated)
+    except (kernel.UnsupportedPlatform, StateLocked, listeners.PortInUse, OSError) as error:
+        log.critical("%s", error)
+        return EXIT_FAILED
+    finally:
+        logs.finish()
+
+
+def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]) -> int:
+    log.info("STATE_DIR is %s", settings.state_dir)
+    if settings.ready_file:
+        ready.remove_ready_file(settings.ready_file)
+    opened = _open(settings, table)
+    try:
+        return trio.run(Gateway(settings, table, opened, generated).run)
+    finally:
+        opened.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """A limit of 1024, the usual soft one, is reached by the sockets of one busy worker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _open(settings: Settings, table: SpecTable) -> listeners.Listeners:
+    owners: dict[listeners.Kind, tuple[str, ...]] = {
+        kind: tuple(worker.name for worker in table.workers if kind in worker.listens)
+        for kind in ("ws", "tcp", "health")
+    }
+    deadline = time.monotonic() + _PORT_PATIENCE_S
+    while True:
+        try:
+            return listeners.open_all(settings, owners)
+        except listeners.PortInUse as error:
+            if time.monotonic() >= deadline or not listeners.left_behind(error):
+                raise
+        time.sleep(_PORT_LOOK_S)
+
