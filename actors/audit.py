@@ -26,7 +26,7 @@ from ipc.messages import AuditAck, AuditBatch, AuditEvent, Describe, Description
 
 from .alarm import Alarm
 from .audit_log import AuditLog, Entry, lost, sync_and_close
-from .policy.coalescing import Coalescer
+from .policy.coalescing import Coalescer, count_of
 
 log = logging.getLogger("portcullis.audit")
 
@@ -35,6 +35,8 @@ _RETRY_NS = 1_000 * _MS
 _RETRY_MS = 1000
 # How often a quiet log notices that its file was moved.
 _LOOK_NS = 1_000 * _MS
+# Events that wait here while the disk fails. Each sender has one batch under way, so this is room for hundreds.
+_MOST_HELD = 65_536
 _SYNCED_AT_ONCE = frozenset({"auth.failed", "ip.blocked", "ip.unblocked"})
 
 
@@ -102,7 +104,7 @@ class Audit:
                 self.draining = True
             else:
                 log.warning("unexpected %s from %s", type(message).__name__, delivery.sender)
-        self._summarise(self._coalescer.due(now))
+        self._summarise(now)
         self._write(now)
         for delivery in described:
             if delivery.wants_reply:
@@ -110,7 +112,7 @@ class Audit:
 
     def tick(self) -> None:
         now = time.monotonic_ns()
-        self._summarise(self._coalescer.due(now))
+        self._summarise(now)
         if not self._failing or now >= self._retry_ns:
             self._write(now)
         if now >= self._look_ns:
@@ -122,6 +124,8 @@ class Audit:
         if self._log is None:
             self._answer(_Waiting(delivery, upto))
             return
+        if self._failing and len(self._entry.events) >= _MOST_HELD:
+            return  # its ring keeps it, and asks again
         done = self._entry.marks.get(message.source, self._log.next_of(message.source))
         fresh = message.events[max(0, done - message.first) :]
         self.counters.events += len(fresh)
@@ -137,7 +141,11 @@ class Audit:
         # Who asks again has given up on the earlier question.
         self._waiting[message.source] = _Waiting(delivery, max(upto, done))
 
-    def _summarise(self, summaries: list[AuditEvent]) -> None:
+    def _summarise(self, now: int) -> None:
+        if not self._failing:  # otherwise the sums go on, so that what waits here stays small
+            self._settle(self._coalescer.due(now))
+
+    def _settle(self, summaries: list[AuditEvent]) -> None:
         self._entry.events.extend(summaries)
         self._entry.settled.extend(summaries)
 
@@ -181,8 +189,9 @@ class Audit:
             return
         waiting, self._waiting = self._waiting, {}
         if self._on_full == "drop":
-            self._lost += len(self._entry.events)
-            self.counters.dropped += len(self._entry.events)
+            dropped = sum(map(count_of, self._entry.events))
+            self._lost += dropped
+            self.counters.dropped += dropped
             # What was only counted is not lost: it stays in the sums. The marks say that the senders were answered.
             self._entry = Entry(marks=self._entry.marks, absorbed=self._entry.absorbed)
         for answer in waiting.values():
@@ -226,7 +235,8 @@ class Audit:
         self._sync_ns = 0
         waiting, self._unsynced = self._unsynced, []
         try:
-            await trio.to_thread.run_sync(sync_and_close, self._log.take_unsynced())
+            with trio.CancelScope(shield=True):  # or the descriptors would be nobody's
+                await trio.to_thread.run_sync(sync_and_close, self._log.take_unsynced())
             self.counters.syncs += 1
         except OSError as error:
             # The kernel has dropped the pages or not; it won't say again. The gap says that it may have.
@@ -241,15 +251,15 @@ class Audit:
         due = [self._look_ns]
         if self._sync_ns:
             due.append(self._sync_ns)
-        if (summary := self._coalescer.next_due_ns) is not None:
-            due.append(summary)
         if self._failing:
             due.append(self._retry_ns)
-        return max(min(due), time.monotonic_ns() + _MS if self._failing else 0)
+        elif (summary := self._coalescer.next_due_ns) is not None:
+            due.append(summary)
+        return min(due)
 
     async def end(self) -> None:
         """Everything into the log and onto the disk."""
-        self._summarise(self._coalescer.everything())
+        self._settle(self._coalescer.everything())
         now = time.monotonic_ns()
         self._retry_ns = now
         self._write(now)

@@ -209,8 +209,8 @@ class Mailbox:
     def adopt(self) -> None:
         """The calling task, and every task it starts from now on, works for this mailbox's actor.
 
-        An exception from a callback that it registers goes to ``owner_failed``; once the mailbox is closed its
-        callbacks are not called any more.
+        An exception from a callback that it registers through an address goes to ``owner_failed``; once the mailbox
+        is closed its callbacks are not called any more. (A task in ``Address.ask`` is woken nevertheless.)
         """
         acting.set(self)
 
@@ -231,10 +231,14 @@ class Mailbox:
         self._schedule, self._drained, self._on_close = schedule, drained, on_close
 
     def close(self, reason: str) -> None:
-        """The incarnation is over. Every unanswered request resolves with ActorDown; what is queued is dropped."""
+        """The incarnation is over. Every unanswered request resolves with ActorDown; what is queued is dropped.
+
+        ``reason`` may be any text, an exception's too: it is cut to 200 characters.
+        """
         if self._closed is not None:
             return
-        self._closed = reason
+        # It goes to other processes: nothing in it may keep the news from being encoded.
+        reason = self._closed = reason[:200].encode(errors="backslashreplace").decode()
         self._data, self._control = [], []
         self._shares.clear()
         if self._receiver is not None:

@@ -61,7 +61,13 @@ class _Asker:
 
 @attrs.define(eq=False)
 class Reference:
-    """What both kinds of address share."""
+    """What both kinds of address share.
+
+    Callbacks belong to the actor whose task (or callback) registers them, see ``Mailbox.adopt``. They are called from
+    the exchange's own task, never from within another actor's call, and not after their actor's incarnation is over.
+    ``tell``, ``control`` and ``request`` raise FrameTooLong for a message that does not fit in a frame between
+    processes.
+    """
 
     name: str
     _callbacks: CallbackQueue

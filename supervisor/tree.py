@@ -415,9 +415,7 @@ class WorkerTree:
         if incarnation > 1:
             detail: Details = {"worker": name, "incarnation": incarnation}
             self._audit.record("worker.restarted", "info", "success", detail=detail)
-        if name == self._placement.get("audit"):
-            self._audit.restart()
-            self._audit.feed()
+        self._audit.feed()
         self._hand_over()
         if self._engine.state.mode == "running" and self.ready.is_set():
             self._standby.refresh()

@@ -103,7 +103,7 @@ class Dispatch:
                 self._items(connection, error.items, now)
                 self._too_long(connection)
                 return
-            if self._floods(connection, codec.empty - before + len(items), now):
+            if self._floods(connection, codec.empty - before, now):
                 return
         if items:
             self._items(connection, items, now)
@@ -125,7 +125,10 @@ class Dispatch:
                 self.hub.finish(connection, "closed")
 
     def _floods(self, connection: Connection, frames: int, now: int) -> bool:
-        """Meter frames, pings, fragments and empty lines: each costs us far more than its few bytes cost the sender."""
+        """Meter frames, pings, fragments and empty lines: each costs us far more than its few bytes cost the sender.
+
+        Lines that hold a message are metered by the budget alone.
+        """
         if now - connection.second_ns >= 1_000_000_000:
             connection.second_ns = now
             connection.second_frames = 0

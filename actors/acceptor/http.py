@@ -113,8 +113,8 @@ class Request:
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the client waits for ``CONTINUE`` before it sends the body (RFC 9110 §10.1.1)."""
-        return self.version != "1.0" and b"100-continue" in self.tokens("expect")
+        """Whether the client waits for ``CONTINUE`` before it sends its body, having one (RFC 9110 §10.1.1)."""
+        return self.version == "1.1" and self.content_length > 0 and b"100-continue" in self.tokens("expect")
 
 
 def with_rest(request: Request, rest: bytes) -> Request:

@@ -262,15 +262,16 @@ class Hub:
     # --- one connection's socket -----------------------------------------------------------------------------
 
     def _on_socket(self, connection: Connection, events: int, now: int) -> None:
-        if events & ~OUT:  # readable, hung up or in error: the read tells which
+        if not connection.wants_input:
+            if events & (select.EPOLLHUP | select.EPOLLERR):
+                self.step(connection, self._hung_up)
+            self.dirty[connection.fd] = connection  # for the mask
+        elif events & ~OUT:  # readable, hung up or in error: the read tells which
             self.step(connection, self._receive, now)
         if events & OUT and connection.stage is not Stage.CLOSED:
             self.dirty[connection.fd] = connection
 
     def _receive(self, connection: Connection, now: int) -> None:
-        if not connection.wants_input:
-            self._hung_up(connection)
-            return
         try:
             data = connection.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:

@@ -25,9 +25,11 @@ REQUESTS_LIMIT: Final = 1000
 """Requests of one connection, so that none lives for ever."""
 
 REQUEST_S: Final = 10.0
-"""From a request's first byte to its last; also how long an idle connection is kept, twelvefold."""
+"""From a request's first byte to its last."""
 
-IDLE_S: Final = 12 * REQUEST_S
+IDLE_S: Final = 120.0
+"""Between two requests: longer than Prometheus' and load balancers' intervals."""
+
 ANSWER_S: Final = 10.0
 """For making an answer, and for the client to take each part of it."""
 
@@ -107,16 +109,20 @@ class Connection:
 
         Raises h11.RemoteProtocolError, Problem, and trio.TooSlowError for an idle or slow client.
         """
-        event = await self._next_event(IDLE_S)
-        if not isinstance(event, h11.Request):
-            return None
-        request = self._read_head(event)
-        left = BODY_LIMIT
+        if not self._protocol.trailing_data[0]:
+            with trio.fail_after(IDLE_S):
+                self._protocol.receive_data(await self._receive())
+        # Once the first bytes of a request are there, the rest has to follow: all of it, not each part.
         with trio.fail_after(REQUEST_S):
+            event = await self._next_event()
+            if not isinstance(event, h11.Request):
+                return None
+            request = self._read_head(event)
+            left = BODY_LIMIT
             while not isinstance(event, h11.EndOfMessage):
                 if self._protocol.they_are_waiting_for_100_continue:
                     await self._transmit(h11.InformationalResponse(status_code=100, headers=[]))
-                event = await self._next_event(REQUEST_S)
+                event = await self._next_event()
                 if isinstance(event, h11.Data):
                     left -= len(event.data)
                     if left < 0:
@@ -134,21 +140,16 @@ class Connection:
             raise Problem(400, "headers are ASCII here") from None
         if not target.startswith("/"):
             raise Problem(400, "the target must be a path")
-        if event.http_version != b"1.1":
-            raise Problem(505, "HTTP/1.1 is spoken here")
         return Request(event.method.decode("ascii"), target.partition("?")[0], headers, self.peer)
 
-    async def _next_event(self, patience_s: float) -> h11.Event:
+    async def _next_event(self) -> h11.Event:
         while True:
             event = self._protocol.next_event()
             if isinstance(event, h11.Event):
                 return event
             if event is h11.PAUSED:
                 raise Problem(400, "the protocol was switched")
-            # Once the first bytes of a request are there, the rest has to follow.
-            with trio.fail_after(REQUEST_S if self._protocol.trailing_data[0] else patience_s):
-                data = await self._receive()
-            self._protocol.receive_data(data)
+            self._protocol.receive_data(await self._receive())
 
     async def _receive(self) -> bytes:
         return bytes(await self.stream.receive_some(_CHUNK))

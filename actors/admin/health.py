@@ -25,7 +25,7 @@ _UNAVAILABLE = frozenset({"down", "failed"})
 
 @attrs.frozen
 class UpstreamHealth:
-    """``state``: up, starting, down, idle (started on demand), or unknown. ``breaker``: closed, open, half_open, unknown.
+    """``state`` is up, starting, down, idle (started on demand) or unknown; ``breaker`` closed, open, half_open, unknown.
 
     ``instances`` are the processes or connections of it, ``retry_in_ms`` the time until an open breaker's next probe.
     """
@@ -113,9 +113,6 @@ def _unready(views: Iterable[View], tree: Tree | None, upstreams: Sequence[Upstr
     yield from _fatal(views)
     if upstreams and not upstreams[0].available:
         yield _trouble(upstreams[0])
-    # A command's server lives in the bridge: without it the server's last known state means nothing.
-    if upstreams and upstreams[0].kind == "stdio":
-        yield from (f"{view.name} is down" for view in views if view.kind == "bridge" and not view.up)
 
 
 def _amiss(views: Iterable[View], tree: Tree | None, upstreams: Iterable[UpstreamHealth]) -> Iterator[str]:
@@ -124,8 +121,11 @@ def _amiss(views: Iterable[View], tree: Tree | None, upstreams: Iterable[Upstrea
             yield f"{view.name} is down"
         elif not view.answering and view.data:
             yield f"{view.name} does not answer"
-    yield from (_trouble(upstream) for upstream in upstreams if not upstream.available)
-    yield from (f"server {upstream.name}: breaker half open" for upstream in upstreams if upstream.breaker == "half_open")
+    for upstream in upstreams:
+        if not upstream.available:
+            yield _trouble(upstream)
+        elif upstream.breaker == "half_open":
+            yield f"server {upstream.name}: breaker half open"
     if tree is not None:
         yield from tree.degraded
 
@@ -144,14 +144,20 @@ def _upstreams(settings: Settings, views: Sequence[View], now_ns: int) -> Iterat
 
 
 def _upstream(upstream: Upstream, views: Sequence[View], circuit: Mapping[str, Any], now_ns: int) -> UpstreamHealth:
-    """An upstream may be known to several workers: the best state of any counts, and the numbers add up."""
+    """An upstream may be known to several workers: the best state of any counts, and the numbers add up.
+
+    What a worker last said of its upstreams means nothing once it is down: its processes went with it.
+    """
     reports = [
         report
         for view in views
         if view.kind in ("bridge", "acceptor")
+        if view.up
         if (report := _mapping(_mapping(view.data.get("upstreams")).get(upstream.name)))
     ]
     states = {str(report.get("state")) for report in reports}
+    if upstream.kind == "stdio" and not any(view.up for view in views if view.kind == "bridge"):
+        states.add("down")
     order = ("up", "starting", "idle", "down")
     instances = tuple(
         instance for report in reports for instance in report.get("instances", ()) if isinstance(instance, dict)

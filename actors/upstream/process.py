@@ -137,6 +137,10 @@ class Child:
             self._writable.set()
         except OSError:  # EPIPE: the other end is closed
             self._stop_reading("closed its input")
+            return
+        if self._refused and len(out) <= self._max_buffer // 2:
+            self._refused = False
+            self._events.room()
 
     def close(self) -> None:
         """End it: stdin first, then signals. Returns at once; ``closed`` comes when it is over."""
@@ -218,10 +222,7 @@ class Child:
             except trio.ClosedResourceError:
                 return
             self.flush()
-            if self._refused and len(self._out) <= self._max_buffer // 2:
-                self._refused = False
-                self._events.room()
-                self._events.settle()
+            self._events.settle()
 
     async def _watch_exit(self) -> None:
         await trio.lowlevel.wait_readable(self._pidfd)

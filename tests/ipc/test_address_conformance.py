@@ -133,6 +133,17 @@ async def test_a_crash_answers_every_pending_request(arrangement: Arrangement) -
     assert arrangement.near.statistics().late == 5
 
 
+async def test_any_reason_is_told(arrangement: Arrangement) -> None:
+    """Whatever text an actor ends with, its askers are told, in short."""
+    mailbox = await arrangement.start()
+    answers: list[object] = []
+    arrangement.address.request(Describe(), arrangement.clock.after(60), answers.append)
+    await settle()
+    mailbox.close("\ud800" + "x" * 1_000_000)
+    await settle()
+    assert [answer.reason for answer in answers] == ["\\ud800" + "x" * 199]
+
+
 async def test_a_request_on_its_way_when_the_actor_ends(arrangement: Arrangement) -> None:
     """A request that crosses the news of the actor's end is answered with ActorDown and not delivered."""
     mailbox = await arrangement.start()

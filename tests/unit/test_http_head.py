@@ -526,17 +526,18 @@ def test_whether_an_upgrade_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "first", "expected"),
+    ("line", "first", "size", "expected"),
     [
-        ("Expect: 100-Continue", "POST / HTTP/1.1", True),
-        ("Expect: other", "POST / HTTP/1.1", False),
-        ("X: 100-continue", "POST / HTTP/1.1", False),
-        ("Expect: 100-continue", "POST / HTTP/1.0", False),
+        ("Expect: 100-Continue", "POST / HTTP/1.1", 1, True),
+        ("Expect: 100-continue", "POST / HTTP/1.1", 0, False),
+        ("Expect: other", "POST / HTTP/1.1", 1, False),
+        ("X: 100-continue", "POST / HTTP/1.1", 1, False),
+        ("Expect: 100-continue", "POST / HTTP/1.0", 1, False),
     ],
 )
-def test_who_waits_for_100(line: str, first: str, expected: bool) -> None:
-    """RFC 9110 §10.1.1: any case, and never HTTP/1.0."""
-    assert parse(head(line, first=first)).expects_continue is expected
+def test_who_waits_for_100(line: str, first: str, size: int, expected: bool) -> None:
+    """RFC 9110 §10.1.1: any case, only with a body, and never HTTP/1.0."""
+    assert parse(head(line, f"Content-Length: {size}", first=first)).expects_continue is expected
 
 
 # --- answers

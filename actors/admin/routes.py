@@ -1,0 +1,258 @@
+"""The table of what the health listener serves, and how each of it is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import attrs
+import trio
+
+from ipc.address import Address
+from ipc.context import Context
+from ipc.errors import ActorDown, DeadlineExceeded
+from ipc.messages import AdminRequest, AuditEvent, Disconnect, Done, Message, ResetBreaker
+
+from ..audit_ring import AuditRing
+from . import metrics
+from .access import Access
+from .answers import Answer, Problem, document
+from .connection import Request
+from .health import Health, connections_of, judge
+from .survey import Survey
+from .tree import Tree
+
+API = "/admin/v1"
+_LONGEST_NAME = 128
+_PATIENCE_NS = 1_000_000_000
+_STALE_TREE_NS = 10_000_000_000
+
+Guard = Literal["open", "details", "admin"]
+
+
+@attrs.define(eq=False)
+class State:
+    """What is known of the gateway. ``tree`` is the supervisor's last word, ``tree_at_ns`` when it came."""
+
+    context: Context
+    survey: Survey
+    audit: AuditRing
+    started_ns: int
+    tree: Tree | None = None
+    tree_at_ns: int = 0
+    counts: dict[str, int] = attrs.field(factory=dict)
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def health(self) -> Health:
+        now = time.monotonic_ns()
+        return judge(self.context.settings, self.survey.views(), self.tree, now, (now - self.started_ns) / 1e9)
+
+    def tree_age_s(self) -> float:
+        return round((time.monotonic_ns() - self.tree_at_ns) / 1e9, 3) if self.tree is not None else 0.0
+
+
+Make = Callable[["Routes", Request, str], Awaitable[Answer]]
+
+
+@attrs.frozen
+class Route:
+    """``path`` may hold one ``*``, which stands for one segment and is handed to ``make``."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    guard: Guard
+    make: Make
+
+    def match(self, target: str) -> str | None:
+        """The segment at ``*``, "" where there is none; None if the path is another one."""
+        before, star, after = self.path.partition("*")
+        if not star:
+            return "" if target == self.path else None
+        if not (target.startswith(before) and target.endswith(after)) or len(target) <= len(before) + len(after):
+            return None
+        segment = target[len(before) : len(target) - len(after)]
+        return segment if "/" not in segment and len(segment) <= _LONGEST_NAME else None
+
+
+class Routes:
+    """All requests of one listener."""
+
+    def __init__(self, state: State, access: Access) -> None:
+        self.state = state
+        self.access = access
+        self._table = _table(state)
+
+    async def handle(self, request: Request) -> Answer:
+        """Raises Problem."""
+        self.state.count("requests")
+        self.access.check_host(request)
+        allowed: list[str] = []
+        for route in self._table:
+            segment = route.match(request.target)
+            if segment is None:
+                continue
+            if request.method == route.method or (request.method == "HEAD" and route.method == "GET"):
+                self._guard(route, request)
+                return await route.make(self, request, segment)
+            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
+        if request.target.startswith(f"{API}/"):
+            # What exists below is nobody's business without the token.
+            self._require_admin(request)
+        if allowed:
+            raise Problem(405, f"{request.target} takes {', '.join(allowed)}", (("Allow", ", ".join(allowed)),))
+        raise Problem(404, "nothing is served at this path")
+
+    def _guard(self, route: Route, request: Request) -> None:
+        if route.guard == "admin":
+            self._require_admin(request)
+        elif route.guard == "details":
+            self.access.require_details(request)
+
+    def _require_admin(self, request: Request) -> None:
+        try:
+            self.access.require_admin(request)
+        except Problem as problem:
+            self.state.count("unauthorized")
+            if problem.status == 401 and self.access.credential(request) == "bad":
+                self._record(request, "auth.failed", "failure", {"path": request.target[:200]})
+            raise
+
+    # --- health
+
+    async def livez(self, _request: Request, _segment: str) -> Answer:
+        """The process turns, or it would not answer."""
+        await trio.lowlevel.checkpoint()
+        return document({"status": "alive"})
+
+    async def readyz(self, request: Request, _segment: str) -> Answer:
+        await trio.lowlevel.checkpoint()
+        health = self.state.health()
+        body: dict[str, object] = {"ready": health.ready}
+        if self.access.may_see_details(request):
+            body["reasons"] = list(health.unready)
+        return document(body, 200 if health.ready else 503)
+
+    async def health(self, request: Request, _segment: str) -> Answer:
+        await trio.lowlevel.checkpoint()
+        health = self.state.health()
+        body = health.document if self.access.may_see_details(request) else {"status": health.status}
+        return document(body, 503 if health.status == "unhealthy" else 200)
+
+    async def metrics(self, _request: Request, _segment: str) -> Answer:
+        await trio.lowlevel.checkpoint()
+        snapshot = metrics.Snapshot(
+            self.state.health(), self.state.survey.views(), self.state.tree or Tree(), self.state.counts
+        )
+        return Answer(200, metrics.exposition(snapshot), metrics.CONTENT_TYPE)
+
+    # --- what operators see
+
+    async def connections(self, _request: Request, _segment: str) -> Answer:
+        """``missing`` names the acceptors whose connections are not in the list."""
+        await self.state.survey.refresh()
+        views = self.state.survey.views("acceptor")
+        rows = [row for view in views if view.answering for row in connections_of(view)]
+        return document({"connections": rows, "missing": [view.name for view in views if not view.answering]})
+
+    async def actors(self, _request: Request, _segment: str) -> Answer:
+        await trio.lowlevel.checkpoint()
+        if self.state.tree is None:
+            raise Problem(503, "the supervisor has not told its tree yet", (("Retry-After", "1"),))
+        return document({**self.state.tree.document(), "age_s": self.state.tree_age_s()})
+
+    async def breakers(self, _request: Request, _segment: str) -> Answer:
+        await self.state.survey.refresh()
+        rows = {
+            upstream.name: {"state": upstream.breaker, "retry_in_ms": upstream.retry_in_ms}
+            for upstream in self.state.health().upstreams
+        }
+        views = self.state.survey.views("breaker")
+        return document({"breakers": rows, "missing": [view.name for view in views if not view.answering]})
+
+    # --- what operators do
+
+    async def reset_breaker(self, request: Request, name: str) -> Answer:
+        answers = await self._ask("breaker", ResetBreaker(name))
+        return self._done(request, "breaker.reset", name, answers, "no server has this name")
+
+    async def disconnect(self, request: Request, connection: str) -> Answer:
+        answers = await self._ask("acceptor", Disconnect(connection))
+        return self._done(request, "connection.disconnect", connection, answers, "no connection has this id")
+
+    async def drain(self, request: Request, _segment: str) -> Answer:
+        # Recorded first: once the gateway drains, the record may come too late.
+        self._record(request, "admin.action", "success", {"action": "drain"})
+        answers = await self._ask("supervisor", AdminRequest("drain"))
+        done = answers[0]
+        if not isinstance(done, Done):
+            raise Problem(503, "the supervisor did not answer", (("Retry-After", "1"),))
+        if not done.ok:
+            raise Problem(409, done.detail or "the gateway refuses to drain")
+        return document({"ok": True, "detail": done.detail}, 202)
+
+    async def _ask(self, kind: str, message: Message) -> list[Message | None]:
+        """All actors of that kind at once; None for each that is down or did not answer in time."""
+        context = self.state.context
+        names = (kind,) if kind == "supervisor" else context.peers(kind)
+        answers: list[Message | None] = []
+        deadline_ns = time.monotonic_ns() + _PATIENCE_NS
+
+        async def ask(address: Address) -> None:
+            try:
+                answers.append(await address.ask(message, deadline_ns))
+            except (ActorDown, DeadlineExceeded):
+                answers.append(None)
+
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(ask, context.address(name))
+        return answers
+
+    def _done(
+        self, request: Request, action: str, target: str, answers: list[Message | None], missing: str
+    ) -> Answer:
+        done = next((answer for answer in answers if isinstance(answer, Done) and answer.ok), None)
+        outcome: Literal["success", "failure"] = "success" if done is not None else "failure"
+        self._record(request, "admin.action", outcome, {"action": action, "target": target})
+        if done is not None:
+            return document({"ok": True, "detail": done.detail})
+        if not any(isinstance(answer, Done) for answer in answers) or None in answers:
+            # It may be at one of those who did not answer.
+            raise Problem(503, "not everybody who may know it answered", (("Retry-After", "1"),))
+        raise Problem(404, missing)
+
+    def _record(
+        self, request: Request, event: str, outcome: Literal["success", "failure"], detail: dict[str, str]
+    ) -> None:
+        self.state.audit.record(
+            AuditEvent(
+                event=event,
+                severity="info" if outcome == "success" else "warning",
+                outcome=outcome,
+                time_ns=time.time_ns(),
+                transport="admin",
+                peer_ip=request.peer,
+                detail=dict(detail),
+            )
+        )
+        self.state.audit.flush()
+
+
+def _table(state: State) -> tuple[Route, ...]:
+    settings = state.context.settings
+    metrics_route = (Route("GET", settings.metrics_path, "details", Routes.metrics),) if settings.metrics_enabled else ()
+    return (
+        Route("GET", "/livez", "open", Routes.livez),
+        Route("GET", "/readyz", "open", Routes.readyz),
+        Route("GET", "/health", "open", Routes.health),
+        *metrics_route,
+        Route("GET", f"{API}/connections", "admin", Routes.connections),
+        Route("GET", f"{API}/actors", "admin", Routes.actors),
+        Route("GET", f"{API}/breakers", "admin", Routes.breakers),
+        Route("POST", f"{API}/breakers/*/reset", "admin", Routes.reset_breaker),
+        Route("POST", f"{API}/connections/*/disconnect", "admin", Routes.disconnect),
+        Route("POST", f"{API}/drain", "admin", Routes.drain),
+    )
