@@ -149,11 +149,8 @@ class Limiter:
 
     def _running(self, name: str) -> _Acceptor | None:
         """The acceptor of that name, None when it isn't up."""
-        if name not in self._acceptors:
-            return None
-        self._follow(name)
-        acceptor = self._acceptors[name]
-        return acceptor if acceptor.incarnation else None
+        acceptor = self._acceptors.get(name)
+        return acceptor if acceptor is not None and acceptor.incarnation else None
 
     def _changed(self, name: str, _incarnation: int) -> None:
         self._follow(name)
@@ -177,6 +174,8 @@ class Limiter:
     def serve(self, batch: Iterable[Delivery]) -> None:
         """Decide everything, write it down, answer it."""
         now = time.monotonic_ns()
+        for name in self._acceptors:  # their watches may not have been called yet
+            self._follow(name)
         for delivery in batch:
             self._take(delivery, now)
         self._recount(now)

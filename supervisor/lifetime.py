@@ -30,14 +30,20 @@ class Lifetime:
         """From now on this process has children, which have to end before it does.
 
         SIGKILL would leave them behind, so the parent's death only wakes this process if it is stopped (SIGCONT);
-        the thread does the rest.
+        the thread does the rest. As a subreaper this process keeps the orphans among its descendants below it, where
+        they can be found even when the supervisor is gone. Whoever starts the children reaps those orphans too.
         """
         self._hosts_children = True
+        kernel.become_subreaper()
         kernel.die_with_parent(signal.SIGCONT)
+
+    def end_children(self) -> None:
+        """Before any exit of this process: whatever its actors have left."""
+        if self._hosts_children:
+            reaper.kill_descendants(os.getpid())
 
     def _watch(self) -> None:
         while os.read(self._descriptor, 1):
             pass
-        if self._hosts_children:
-            reaper.kill_descendants(os.getpid())
+        self.end_children()
         os.kill(os.getpid(), signal.SIGKILL)

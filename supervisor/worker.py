@@ -415,8 +415,11 @@ def main(argv: Sequence[str]) -> int:
             importlib.import_module(module)
         except Exception:
             log.exception("%s can't be imported", module)  # its actor's start says so again, and counts
-    code = trio.run(serve, arguments, lifetime)
-    logs.finish()
+    try:
+        code = trio.run(serve, arguments, lifetime)
+    finally:
+        lifetime.end_children()
+        logs.finish()
     return code
 
 

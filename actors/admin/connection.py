@@ -58,13 +58,17 @@ Handler = Callable[[Request], Awaitable[Answer]]
 
 @attrs.define(eq=False)
 class Connection:
-    """``busy`` while a complete request is being answered; otherwise the connection may be dropped for another."""
+    """``busy`` while a complete request is being answered; otherwise the connection may be dropped for another.
+
+    Setting ``last`` ends it after the answer under way.
+    """
 
     stream: trio.SocketStream
     handler: Handler
     always: Headers
     peer: str = ""
     busy: bool = False
+    last: bool = False
     faults: int = 0
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _protocol: h11.Connection = attrs.field(init=False)
@@ -97,9 +101,10 @@ class Connection:
             if request is None:
                 break
             self.busy = True
-            await self._send(await self._answer(request), head=request.method == "HEAD")
+            answer = await self._answer(request)
+            await self._send(answer, head=request.method == "HEAD", close=self.last)
             self.busy = False
-            if self._protocol.our_state is not h11.DONE or self._protocol.their_state is not h11.DONE:
+            if self.last or {self._protocol.our_state, self._protocol.their_state} != {h11.DONE}:
                 break
             self._protocol.start_next_cycle()
         await self._hang_up()

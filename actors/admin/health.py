@@ -25,7 +25,8 @@ _UNAVAILABLE = frozenset({"down", "failed"})
 
 @attrs.frozen
 class UpstreamHealth:
-    """``state`` is up, starting, down, idle (started on demand) or unknown; ``breaker`` closed, open, half_open, unknown.
+    """``state`` is up, starting, down, idle (started on demand) or unknown; ``breaker`` is closed, open, half_open or
+    unknown.
 
     ``instances`` are the processes or connections of it, ``retry_in_ms`` the time until an open breaker's next probe.
     """

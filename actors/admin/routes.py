@@ -243,12 +243,12 @@ class Routes:
 
 def _table(state: State) -> tuple[Route, ...]:
     settings = state.context.settings
-    metrics_route = (Route("GET", settings.metrics_path, "details", Routes.metrics),) if settings.metrics_enabled else ()
+    scraped = Route("GET", settings.metrics_path, "details", Routes.metrics)
     return (
         Route("GET", "/livez", "open", Routes.livez),
         Route("GET", "/readyz", "open", Routes.readyz),
         Route("GET", "/health", "open", Routes.health),
-        *metrics_route,
+        *((scraped,) if settings.metrics_enabled else ()),
         Route("GET", f"{API}/connections", "admin", Routes.connections),
         Route("GET", f"{API}/actors", "admin", Routes.actors),
         Route("GET", f"{API}/breakers", "admin", Routes.breakers),

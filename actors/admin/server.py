@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from contextlib import ExitStack
 
 import attrs
 import msgspec
@@ -50,21 +51,28 @@ class AdminServer:
         self._headers = security_headers(settings)
         self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._listening: dict[Listener, trio.CancelScope] = {}
-        self._told: dict[str, tuple[int, GatewayStatus]] = {}  # per acceptor: its incarnation and what it knows
+        self._changed = trio.Event()  # an actor came or went
+        self._empty = trio.Event()  # the last connection has ended, after a Drain
         self._draining = False
         self._drain_deadline_ns = 0
 
     async def run(self) -> None:
         """Until a Drain."""
         async with trio.open_nursery() as nursery:
-            self._listen(nursery)
-            nursery.start_soon(self._survey)
-            self.context.ready()
-            while not self._draining:
-                for delivery in await self.context.mailbox.receive():
-                    self._take(delivery, nursery)
-            await self._finish()
+            with ExitStack() as watches:
+                for view in self.survey.views():
+                    watches.callback(self.context.address(view.name).watch(self._note))
+                await self._serve_until_drained(nursery)
             nursery.cancel_scope.cancel()
+
+    async def _serve_until_drained(self, nursery: trio.Nursery) -> None:
+        self._listen(nursery)
+        nursery.start_soon(self._survey)
+        self.context.ready()
+        while not self._draining:
+            for delivery in await self.context.mailbox.receive():
+                self._take(delivery, nursery)
+        await self._finish()
 
     def _take(self, delivery: Delivery, nursery: trio.Nursery) -> None:
         message = delivery.message
@@ -101,23 +109,29 @@ class AdminServer:
 
     # --- what is known, and who is told
 
+    def _note(self, _incarnation: int) -> None:
+        self._changed.set()
+
     async def _survey(self) -> None:
+        """Ask every second, and as soon as an actor has come or gone: its new incarnation knows nothing yet."""
         while True:
+            self._changed = trio.Event()
             await self.survey.refresh()
             self._tell()
             self.audit.flush()
-            await trio.sleep(SURVEY_EVERY_S)
+            with trio.move_on_after(SURVEY_EVERY_S):
+                await self._changed.wait()
+                self._tell()
 
     def _tell(self) -> None:
-        """Every acceptor, of what has changed for it. The acceptors compare nothing: less than one a second comes."""
+        """Every acceptor that is up. One that is not is told when it is back."""
         judged = self.state.health()
         status = GatewayStatus(judged.status, judged.ready, health.encode(judged))
         for name in self.context.peers("acceptor"):
-            address = self.context.address(name)
             try:
-                address.control(status)
+                self.context.address(name).control(status)
             except ActorDown:
-                continue  # it is told when it is back
+                continue
             except MailboxFull:
                 self.state.count("untold")
 
@@ -171,15 +185,21 @@ class AdminServer:
             self._connections.pop(connection, None)
             if connection.faults:
                 self.state.count("faults")
+            if self._draining and not self._connections:
+                self._empty.set()
 
     async def _finish(self) -> None:
         """Nothing new; what is being answered is answered, and what was recorded is written."""
         for scope in self._listening.values():
             scope.cancel()
+        for connection in self._connections:
+            connection.last = True
+            if not connection.busy:
+                connection.scope.cancel()
         left_s = max(0.0, (self._drain_deadline_ns - time.monotonic_ns()) / 1e9)
         with trio.move_on_after(min(FINISH_S, left_s)):
-            while any(connection.busy for connection in self._connections):
-                await trio.sleep(0.01)
+            if self._connections:
+                await self._empty.wait()
             await self.audit.settled(within_s=FINISH_S)
 
 

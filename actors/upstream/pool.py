@@ -330,8 +330,12 @@ class Slot:
         self.instance = Instance(self)
         self._pool.events.connect(self.upstream.config, self.instance)
 
-    def died(self, reason: str, now: int) -> None:
-        """The run is over, and not because the pool wanted it to be."""
+    def died(self, reason: str, now: int, *, refused: bool = False) -> None:
+        """The run is over, and not because the pool wanted it to be.
+
+        ``refused``: the server lives, but won't serve clients of this version. That must not trip the breaker, which
+        is for all of them.
+        """
         before = self.state
         settled = before == "up" and now - self._up_since_ns >= SETTLED_NS
         self._release()
@@ -341,8 +345,9 @@ class Slot:
             self.failures.add(now, settled=settled, jitter=self._pool.jitter())
         self._down_reason = f"upstream down: {reason}"
         self._pool.events.log(self._name, "warning", f"{self._label()}down: {reason}")
-        self._pool.events.outcome(self._name, "death")
-        if before == "up" or not self._was_up:
+        if not refused:
+            self._pool.events.outcome(self._name, "death")
+        if before == "up" or not (self._was_up or refused):
             self._pool.changed(self._name, "down", reason)
         restart = self._was_up and self._owner is None and bool(self._attached)
         self.state = "down" if restart else "idle"
@@ -358,7 +363,7 @@ class Slot:
         self._release()
         self.state = "idle"
         # Nothing was in flight, and nobody is attached: what the multiplexer says now is nobody's business.
-        self.mux = self._pool.make_mux(self.upstream, self.key)
+        self.mux = self._pool.make_mux(self.key, shared=True)
         self._was_up = False
         self._negotiated = ""
 
@@ -452,7 +457,7 @@ class Slot:
                     while self._waiting:
                         self._forward(self._waiting.popleft(), now)
                     self._waiting_bytes = 0
-                    self.died(f"no handshake: {reason}", now)
+                    self.died(f"no handshake: {reason}", now, refused=True)
 
     def _send(self, raw: bytes) -> None:
         instance = self.instance
@@ -465,16 +470,18 @@ class Slot:
             self._backlog.append(raw)
 
     def _negotiate(self, version: str, now: int) -> None:
-        if self._was_up and version != self._negotiated:
+        told = self._negotiated if self._owner is None else self.key
+        if (self._was_up or self._owner is not None) and version != told:
             # Its clients were told another version: they must begin anew.
-            for session in list(self._attached):
+            for session in self._attached | ({self._owner} if self._owner is not None else set()):
                 self._pool.lose(session, "the server now speaks another protocol version")
         self._negotiated = version
-        if version == eras.BATCHING_VERSION and self.key != _FALLBACK_VERSION:
-            self.move_to(self._pool.slot(self.upstream, _FALLBACK_VERSION), now)
-            return
         if version == eras.BATCHING_VERSION:
-            self.died("speaks only protocol version 2025-03-26, which the gateway doesn't", now)
+            fallback = self._pool.slot(self.upstream, _FALLBACK_VERSION) if self._owner is None else self
+            if fallback is self:
+                self.died(f"it speaks only protocol version {version}, which the gateway doesn't", now, refused=True)
+            else:
+                self.move_to(fallback, now)
             return
         if self._owner is None and version != self.key:
             there = self.upstream.keys.get(version)
@@ -531,19 +538,25 @@ class Pool:
         self._sessions: dict[Hashable, Session] = {}
         self._draining = False
         self._wake_ns: int | None = None
-        self._started_ns = now
+        self._now = now  # the latest that was seen
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
     def attach(self, session: Hashable, upstream: str, version: str = "") -> None:
-        """A client that will speak to that upstream.
+        """A client that will speak to that upstream. Again for the same one is no error, for another a change.
 
         ``version``: the legacy protocol version at which it has been initialised already, "" for a fresh one.
         Raises KeyError for an upstream that this pool does not have.
         """
         state = self._upstreams[upstream]
-        if session not in self._sessions:
+        known = self._sessions.get(session)
+        if known is not None and known.upstream is not state:
+            self.detach(session, self._now)
+            known = None
+        if known is None:
             self._sessions[session] = Session(state, eras.SessionRoute(version))
+        elif version and not known.route.version:
+            known.route.version = version
 
     def detach(self, session: Hashable, now: int) -> None:
         """The client has gone; what it has in flight is cancelled upstream."""
@@ -565,13 +578,10 @@ class Pool:
     def forward(self, session: Hashable, call: int, envelope: Envelope, raw: bytes, now: int) -> None:
         """Send a checked message of a client on. ``call`` is 0 for a notification or a response, and for
         ``notifications/cancelled`` the call that it names."""
+        self._now = now
         known = self._sessions.get(session)
-        if known is None:
-            self._reject(session, call, envelope, "the session is not attached", 0)
-            return
-        reason = known.lost or ("draining" if self._draining else "")
-        if reason:
-            self._reject(session, call, envelope, reason, 0)
+        if known is None or known.lost:
+            self._reject(session, call, envelope, known.lost if known is not None else "the session is not attached", 0)
             return
         if envelope.kind != "request":
             # A cancellation goes where its call went, and ends it: no answer will come.
@@ -581,6 +591,9 @@ class Pool:
             elif envelope.method == CANCELLED:
                 self.settle(session, call)
             slot.take(Waiting(session, call, envelope, raw), now)
+            return
+        if self._draining:
+            self._reject(session, call, envelope, "draining", 0)
             return
         if call in known.early:
             del known.early[call]
@@ -630,7 +643,11 @@ class Pool:
             return self.slot(known.upstream, known.route.key(envelope))
         for slot in known.slots:
             return slot
-        slot = Slot(self, known.upstream, "", self.make_mux(known.upstream, ""), session)
+        # Normally the client's own ``initialize`` reaches its server. Where it has been answered by another already
+        # (see ``attach``) the gateway greets the server, as it does for shared ones.
+        version = known.route.version
+        mux = self.make_mux(version, shared=bool(version))
+        slot = Slot(self, known.upstream, version, mux, session)
         known.upstream.slots.add(slot)
         known.slots.add(slot)
         return slot
@@ -639,6 +656,7 @@ class Pool:
 
     def tick(self, now: int) -> None:
         """Restarts, start timeouts, probes, idle instances."""
+        self._now = now
         if self._wake_ns is None or now < self._wake_ns:
             return
         self._wake_ns = None
@@ -679,9 +697,10 @@ class Pool:
         """Calls in flight or waiting, of all upstreams; those that stay open left out."""
         return sum(upstream.in_flight for upstream in self._upstreams.values())
 
-    def close_all(self, now: int = 0) -> None:
+    def close_all(self, now: int | None = None) -> None:
         """End every instance. What is still in flight fails with 502 or 503."""
         self._draining = True
+        now = self._now if now is None else now
         for upstream in self._upstreams.values():
             for slot in tuple(upstream.slots):
                 slot.close("draining", now)
@@ -693,14 +712,14 @@ class Pool:
         """The shared slot of that key; made if there is none."""
         found = upstream.keys.get(key)
         if found is None:
-            found = upstream.keys[key] = Slot(self, upstream, key, self.make_mux(upstream, key), None)
+            found = upstream.keys[key] = Slot(self, upstream, key, self.make_mux(key, shared=True), None)
             upstream.slots.add(found)
         return found
 
-    def make_mux(self, upstream: UpstreamState, key: str) -> Mux:
+    def make_mux(self, version: str, *, shared: bool) -> Mux:
         return Mux(
-            version=key,
-            shared=upstream.shared,
+            version=version,
+            shared=shared,
             handshake_timeout_ns=START_TIMEOUT_NS,
             slow_call_ns=self.settings.circuitbreaker_slow_call_ms * MILLISECOND,
         )

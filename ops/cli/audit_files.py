@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import shutil
-import tempfile
+import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import IO, Final
 
 import attrs
 import msgspec
 
-from actors.journal import Journal
 from actors.policy.chain import GENESIS, BadRecord, Head, read_unverified
 
 from .failure import UsageError
@@ -37,7 +35,15 @@ class Kept:
 
 
 def files(directory: Path) -> list[Path]:
-    """All files that hold records, oldest first, whatever they have been renamed to. Raises UsageError."""
+    """All files that hold records, oldest first. Raises UsageError."""
+    return [path for _, path in numbered(directory)]
+
+
+def numbered(directory: Path) -> list[tuple[int, Path]]:
+    """The same with the number of each one's first record; what the files are called says nothing.
+
+    0 where the first line is no record: it has to be noticed.
+    """
     if not directory.is_dir():
         raise UsageError(f"there is no directory {directory}; --log-dir or $AUDIT_LOG_DIR names another")
     found = []
@@ -51,9 +57,9 @@ def files(directory: Path) -> list[Path]:
         try:
             order = read_unverified(first.rstrip(b"\n"))[0].seq
         except BadRecord:
-            order = 0  # whatever it is, it has to be noticed
+            order = 0
         found.append((order, path))
-    return [path for _, path in sorted(found)]
+    return sorted(found)
 
 
 def open_log(path: Path) -> IO[bytes]:
@@ -82,19 +88,16 @@ def kept(state_dir: Path) -> Kept:
         raise UsageError(f"{state_dir} holds no audit.key; --state-dir or $STATE_DIR names another directory") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{state_dir / 'audit.key'}: {error}") from None
-    # Opening a journal repairs it, which is for its owner only: so a copy is opened.
-    with tempfile.TemporaryDirectory(prefix="mcp-security-audit-") as scratch:
-        copy = Path(scratch) / "audit.journal"
-        try:
-            shutil.copyfile(state_dir / "audit.journal", copy)
-        except OSError as error:
-            raise UsageError(f"{state_dir / 'audit.journal'}: {error.strerror or error}") from None
-        journal, recovered = Journal.open(copy, "audit")
-        with closing(journal):
-            records = [msgspec.msgpack.decode(record) for record in recovered.records]
+    try:
+        data = (state_dir / "audit.journal").read_bytes()
+    except OSError as error:
+        raise UsageError(f"{state_dir / 'audit.journal'}: {error.strerror or error}") from None
+    header, _, rest = data.partition(b"\n")
+    if not header.startswith(b"portcullis-journal 1 audit "):
+        raise UsageError(f"{state_dir / 'audit.journal'}: this is no journal of the audit log")
     head, floor = Head(), None
-    for record in records:
-        match record:
+    for record in _journaled(rest):
+        match msgspec.msgpack.decode(record):
             case ["s", int(seq), str(digest), int(floor_seq), str(floor_digest), *_]:
                 head = Head(seq, digest)
                 floor = Head(floor_seq, floor_digest) if (floor_seq, floor_digest) != (0, GENESIS) else None
@@ -103,3 +106,18 @@ def kept(state_dir: Path) -> Kept:
             case _:
                 raise UsageError(f"{state_dir / 'audit.journal'}: written by another version of the gateway")
     return Kept(key, head, floor)
+
+
+def _journaled(data: bytes) -> Iterator[bytes]:
+    """The whole records of a journal. Read here, because opening it as its owner does would repair it meanwhile.
+
+    Each is a little-endian u32 length, a u32 CRC-32 and that many bytes; one that is torn or damaged ends it.
+    """
+    position = 0
+    while position + 8 <= len(data):
+        length, checksum = struct.unpack_from("<II", data, position)
+        record = data[position + 8 : position + 8 + length]
+        if not record or len(record) < length or zlib.crc32(record) != checksum:
+            return
+        yield record
+        position += 8 + length

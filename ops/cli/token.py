@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="show a token's header and claims, and the rules that it breaks",
-        description="Decode a token without verifying its signature, and name every rule of the gateway that it breaks.",
+        description="Decode a token without verifying its signature; name every rule of the gateway that it breaks.",
         epilog=NOT_YET,
     )
     inspect.add_argument("token", nargs="?", default="-", help="the token, or - for stdin (default)")

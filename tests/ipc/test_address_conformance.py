@@ -361,6 +361,19 @@ async def test_on_room_when_the_actor_goes(arrangement: Arrangement) -> None:
     assert rooms == [0]
 
 
+async def test_a_new_incarnation_has_its_own_room(arrangement: Arrangement) -> None:
+    """What the last incarnation had not taken does not count against the next."""
+    mailbox = await arrangement.start(data=2, control=2)
+    for _ in range(2):
+        assert arrangement.address.tell(Describe())
+        arrangement.address.control(Describe())
+    mailbox.close("crashed")
+    await arrangement.start(data=2, control=2)
+    assert [arrangement.address.tell(Describe()) for _ in range(3)] == [True, True, False]
+    for _ in range(2):
+        arrangement.address.control(Describe())
+
+
 async def test_a_full_control_lane(arrangement: Arrangement) -> None:
     """The control lane has a hard bound, shared with requests: MailboxFull, or ActorDown to the asker. Data still
     goes; the bound is free again after a drain."""
@@ -475,6 +488,34 @@ async def test_a_callback_that_raises_fails_its_owner(arrangement: Arrangement) 
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
     assert answers == [Done(ok=True)]
     assert arrangement.near.statistics().callback_errors == 1
+
+
+async def test_callbacks_of_callbacks_have_the_same_owner(arrangement: Arrangement) -> None:
+    """What a callback registers belongs to the actor that the callback belongs to, whoever runs it."""
+    mailbox = await arrangement.start()
+    user = Mailbox("user")
+    arrangement.near.register(user, 1)
+    failures: list[Exception] = []
+    user.owner_failed = failures.append
+
+    def fail(_reply: object) -> None:
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        user.adopt()
+        arrangement.address.request(
+            Describe(),
+            arrangement.clock.after(1),
+            lambda _reply: arrangement.address.request(Describe(), arrangement.clock.after(1), fail),
+        )
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+    for _ in range(2):
+        for delivery in await mailbox.receive():
+            delivery.reply(Done(ok=True))
+        await settle()
+    assert [type(failure) for failure in failures] == [ZeroDivisionError]
 
 
 async def test_callbacks_end_with_their_owner(arrangement: Arrangement) -> None:

@@ -290,9 +290,10 @@ async def test_a_peer_that_breaks_the_protocol(bench: Bench, frames: list[object
         struct.pack(">I", 1) + b"\xc1",
         struct.pack(">I", 4) + b"\x93\x03\xa4ab"[:4],
         struct.pack(">I", 50_000) + b"\x91" * 50_000,
-        struct.pack(">I", 9) + b"\x93\x02\xa2\xff\xff\x01\xa0\xa0\xa0",
+        struct.pack(">I", 7) + b"\x94\x02\xa2\xff\xff\x01\xa0",
+        struct.pack(">I", 50_019) + b"\x94\x03\xa4user\x01\x92\xa8Describe" + b"\x91" * 50_000 + b"\0",
     ],
-    ids=["over-long", "all ones", "empty", "reserved byte", "cut short", "nested", "not UTF-8"],
+    ids=["over-long", "all ones", "empty", "reserved byte", "cut short", "nested", "not UTF-8", "nested inside"],
 )
 async def test_a_peer_that_breaks_the_framing(bench: Bench, junk: bytes) -> None:
     """Bytes that are no frame close the channel and are reported; frames before them count."""
@@ -451,6 +452,50 @@ async def test_stopping_sends_what_is_left() -> None:
     bench.sock.close()
 
 
+def bare_channel(sock: socket.socket, closed: list[str]) -> Channel:
+    return Channel(
+        "far",
+        sock,
+        on_frame=lambda _frame, _size: None,
+        on_batch=lambda: None,
+        on_closed=lambda _channel, reason, error: closed.append(repr(error) if error else reason),
+        on_dirty=lambda _channel: None,
+        on_room=lambda: None,
+        maximum=1000,
+    )
+
+
+async def test_closing_ends_the_tasks() -> None:
+    """A channel that is closed here ends by itself, also while it waits for a full socket."""
+    closed: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = bare_channel(ours, closed)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.run)
+        while not channel.statistics().blocked:
+            channel.send(Data("target", 1, Description(bytes(900))))
+            channel.flush()
+        await settle()
+        channel.close("enough")
+    assert closed == ["enough"]
+    theirs.close()
+
+
+async def test_a_cancelled_channel_sends_what_it_has() -> None:
+    """What is in the buffer when ``run`` is cancelled is written as far as the socket takes it."""
+    closed: list[str] = []
+    ours, theirs = socket.socketpair()
+    channel = bare_channel(ours, closed)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.run)
+        await settle()
+        channel.send(Data("target", 1, Describe()))
+        nursery.cancel_scope.cancel()
+    assert theirs.recv(1000) == encoded(Data("target", 1, Describe()))
+    assert closed == ["the worker stops"]
+    theirs.close()
+
+
 def fail(incarnation: int) -> None:
     if incarnation:
         raise ZeroDivisionError
@@ -487,21 +532,12 @@ async def test_an_error_that_belongs_to_nobody_goes_to_the_handler() -> None:
 @given(st.lists(st.binary(max_size=200), max_size=6), st.booleans())
 def test_arbitrary_bytes_never_raise_and_never_hang(chunks: list[bytes], framed: bool) -> None:
     """Whatever a peer sends before it goes, the channel ends closed, reported once, and its task without an error."""
-    closed: list[MalformedFrame | None] = []
+    closed: list[str] = []
     stream = b"".join(struct.pack(">I", len(chunk)) + chunk if framed else chunk for chunk in chunks)
 
     async def main() -> None:
         ours, theirs = socket.socketpair()
-        channel = Channel(
-            "far",
-            ours,
-            on_frame=lambda _frame, _size: None,
-            on_batch=lambda: None,
-            on_closed=lambda _channel, _reason, error: closed.append(error),
-            on_dirty=lambda _channel: None,
-            on_room=lambda: None,
-            maximum=1000,
-        )
+        channel = bare_channel(ours, closed)
         theirs.sendall(stream)
         theirs.close()
         await channel.run()

@@ -105,9 +105,11 @@ def test_callbacks_of_one_turn_do_not_run_forever() -> None:
         queue.add(None, "again", again)
 
     queue.add(None, "again", again)
+    queue.add(None, "nothing", lambda: None)
     for turn in range(3):
         assert len(calls) == turn
         seen = len(wakes)
+        queue.add(None, "nothing", lambda: None)
         queue.run()
         assert len(wakes) > seen
     assert len(queue) == 1

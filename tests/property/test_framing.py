@@ -118,6 +118,16 @@ def test_append_frame_is_all_or_nothing(values: list[object], maximum: int) -> N
     assert [msgspec.msgpack.decode(payload) for payload in feed(FrameDecoder(maximum), bytes(out))] == kept
 
 
+def test_a_partial_frame_that_fits_stays_where_it_is() -> None:
+    """The beginning of a frame is moved only if its end would not fit behind it."""
+    decoder = FrameDecoder(1000, size=64)
+    feed(decoder, frame(bytes(10)) + frame(bytes(40))[:20])
+    assert len(decoder.writable()) == 64 - 14 - 20
+    feed(decoder, frame(bytes(40))[20:])
+    feed(decoder, frame(bytes(20))[:1])
+    assert len(decoder.writable()) == 63
+
+
 def test_append_frame_after_bytes_were_sent() -> None:
     """A buffer that has lost bytes at its front, as after a partial write, takes frames all the same."""
     out = bytearray()

@@ -18,6 +18,7 @@ from actors.policy.jsonrpc import parse_client
 from actors.upstream import bridge, descendants
 from actors.upstream.process import REGISTRY
 from ipc.context import Context
+from ipc.errors import ActorDown
 from ipc.exchange import Exchange
 from ipc.mailbox import Mailbox
 from ipc.messages import (
@@ -175,7 +176,11 @@ class Rig:
     async def _read(self, name: str) -> None:
         mailbox = self.mailboxes[name]
         while self.mailboxes[name] is mailbox:
-            for delivery in await mailbox.receive():
+            try:
+                deliveries = await mailbox.receive()
+            except ActorDown:
+                return  # replaced
+            for delivery in deliveries:
                 self._take(name, delivery)
             self.changed.set()
             self.changed = trio.Event()
@@ -209,10 +214,6 @@ class Rig:
                 delivery.reply(AuditAck(first + len(events)))
             case _:
                 raise AssertionError(f"unexpected {message}")
-
-
-def open_descriptors() -> set[str]:
-    return {entry.name for entry in list(Path("/proc/self/fd").iterdir()) if entry.exists()}
 
 
 @asynccontextmanager
