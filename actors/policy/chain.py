@@ -49,6 +49,9 @@ class Head:
     hash: str = GENESIS
 
 
+START = Head()
+
+
 @attrs.frozen
 class Record:
     """One line that is intact by itself."""
@@ -145,13 +148,14 @@ class Verification:
 
 
 def verify(
-    lines: Iterable[bytes], key: bytes, *, before: Head | None = None, head: Head | None = None
+    lines: Iterable[bytes], key: bytes, *, before: Head | None = START, head: Head | None = None
 ) -> Verification:
     """Check a chain.
 
     Args:
       lines: of all files, oldest first, each with its newline.
-      before: the last record of the newest file that was deleted in rotation, if any was.
+      before: the last record of the newest file that was deleted in rotation; None when that isn't known, so that
+        nothing missing at the start can show.
       head: the last record, as the gateway remembers it.
     """
     chain = _Chain(key, before)
@@ -160,7 +164,7 @@ def verify(
             chain.follow(line)
     if chain.bad is None and head is not None:
         chain.compare(head)
-    return Verification(chain.records, chain.last or Head(), chain.bad, tuple(chain.gaps))
+    return Verification(chain.records, chain.last or START, chain.bad, tuple(chain.gaps))
 
 
 class _Chain:
@@ -199,7 +203,7 @@ class _Chain:
             del self._seen[next(iter(self._seen))]
 
     def compare(self, head: Head) -> None:
-        last = self.last or Head()
+        last = self.last or START
         if last.seq < head.seq:
             self.bad = Finding(last.seq + 1, 0, f"the records {last.seq + 1} to {head.seq} are missing at the end")
         elif self._seen.get(head.seq, head.hash) != head.hash:

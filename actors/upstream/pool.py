@@ -225,7 +225,7 @@ class Slot:
         self._backlog: deque[bytes] = deque()
         self._up_since_ns = 0
         self._was_up = False
-        self._attached: set[Hashable] = set()  # what the multiplexer knows; unlike it, this lives through alias moves
+        self._attached: set[Hashable] = set()  # sessions that the multiplexer knows
         self._negotiated = ""
         self._spoke = False  # this run has sent a message
         self._down_reason = "upstream down"

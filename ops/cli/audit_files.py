@@ -12,7 +12,7 @@ from typing import IO, Final
 import attrs
 import msgspec
 
-from actors.policy.chain import GENESIS, BadRecord, Head, read_unverified
+from actors.policy.chain import BadRecord, Head, read_unverified
 
 from .failure import UsageError
 
@@ -26,12 +26,13 @@ LONGEST_LINE: Final = 1 << 20
 class Kept:
     """What the gateway keeps in STATE_DIR, out of reach of who can only change the log.
 
-    ``head`` is the last record that was written, ``floor`` the last one of the files that rotation has deleted.
+    ``head`` is the last record that was written, ``floor`` the last one of the files that rotation has deleted; its
+    number is 0 where there is none.
     """
 
     key: bytes
     head: Head
-    floor: Head | None
+    floor: Head
 
 
 def files(directory: Path) -> list[Path]:
@@ -95,12 +96,14 @@ def kept(state_dir: Path) -> Kept:
     header, _, rest = data.partition(b"\n")
     if not header.startswith(b"portcullis-journal 1 audit "):
         raise UsageError(f"{state_dir / 'audit.journal'}: this is no journal of the audit log")
-    head, floor = Head(), None
+    head = floor = Head()
     for record in _journaled(rest):
         match msgspec.msgpack.decode(record):
             case ["s", int(seq), str(digest), int(floor_seq), str(floor_digest), *_]:
                 head = Head(seq, digest)
-                floor = Head(floor_seq, floor_digest) if (floor_seq, floor_digest) != (0, GENESIS) else None
+                floor = Head(floor_seq, floor_digest)
+            case ["f", int(seq), str(digest)]:
+                floor = Head(seq, digest)
             case ["i", list(), int(seq), str(digest), *_]:
                 head = Head(seq, digest)
             case _:

@@ -11,7 +11,7 @@ import attrs
 
 from actors.policy.chain import BadRecord, Head, Verification, read_unverified, verify
 
-from .audit_files import files, kept, lines
+from .audit_files import kept, lines, numbered
 from .terminal import printable
 
 
@@ -58,8 +58,11 @@ class _Reading:
 def check(log_dir: Path, state_dir: Path, expected: Head | None, *, as_json: bool) -> int:
     """Report on the whole chain; ``expected`` is a head that was kept elsewhere. 0: intact."""
     state = kept(state_dir)  # first: what is written while we read makes the log longer than this head, never shorter
-    reading = _Reading(files(log_dir), expected)
-    result = verify(reading, state.key, before=state.floor, head=state.head)
+    present = numbered(log_dir)
+    reading = _Reading([path for _, path in present], expected)
+    # A file that is about to be deleted, and whose end is on record already, may still be there.
+    before = None if present and 0 < present[0][0] <= state.floor.seq else state.floor
+    result = verify(reading, state.key, before=before, head=state.head)
     bad = result.first_bad
     document: dict[str, Any] = {
         "intact": bad is None,
@@ -80,11 +83,11 @@ def check(log_dir: Path, state_dir: Path, expected: Head | None, *, as_json: boo
     return 0 if document["intact"] else 1
 
 
-def _missed(head: Head, found: str, floor: Head | None) -> str:
+def _missed(head: Head, found: str, floor: Head) -> str:
     """Why a head that was kept elsewhere is not in an intact log; empty if it is, or if it has been rotated away."""
     if found:
         return "" if found == head.hash else f"record {head.seq} is not the one whose hash was kept"
-    if floor is not None and head.seq <= floor.seq:
+    if head.seq <= floor.seq:
         return ""
     return f"record {head.seq}, whose hash was kept, is missing"
 

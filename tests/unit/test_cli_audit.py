@@ -82,9 +82,22 @@ def test_an_untouched_log_verifies_over_rotated_renamed_and_gzipped_files(
 
 def test_what_rotation_has_deleted_is_not_missed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """The last record of the deleted files is kept in STATE_DIR, and the chain is checked from there on."""
-    place.write(*(event(number) for number in range(60)), max_bytes=4000, keep=1)
+    place.write(*(event(number) for number in range(60)), max_bytes=4000, keep=2)
     assert place.run("verify") == 0
     assert "intact" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [100, 2])
+def test_a_file_that_somebody_else_has_deleted_is_missed(
+    place: Place, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also the oldest one, whether or not rotation has deleted others before it."""
+    place.write(*(event(number) for number in range(60)), max_bytes=4000, keep=keep)
+    oldest = min(path for path in place.logs.iterdir() if path != place.active)
+    first = json.loads(oldest.read_bytes().splitlines()[0].removeprefix(b"SECURITY "))["seq"]
+    oldest.unlink()
+    assert place.run("verify") == 1
+    assert f"broken: record {first} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["edit", "remove", "swap", "insert", "cut", "tear", "delete file", "replace all"])

@@ -1,0 +1,125 @@
+"""``mcp-admin``: operate a running gateway."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .api import Api, Reply, add_options, find, segment
+from .failure import ClientFailure
+from .operate import console, ended, print_json, seconds, table
+
+NAME: Final = "mcp-admin"
+_API: Final = "/admin/v1"
+
+_Run = Callable[[Api, argparse.Namespace], int]
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 not done, 2 usage, 3 the token is missing or wrong, 4 out of reach."""
+    return ended(NAME, lambda: _command(_parser().parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=NAME, description="Operate a running gateway.")
+    parser.epilog = "Exit codes: 0 done, 1 not done, 2 usage, 3 the token is missing or wrong, 4 out of reach."
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(commands, "actors", _actors, "the live tree of workers and actors, with restarts")
+    disconnect = _add(commands, "disconnect", _disconnect, "close a client connection")
+    disconnect.add_argument("id", metavar="ID", help="as mcp-connections lists it")
+    breaker = commands.add_parser("breaker", help="the circuit breakers of the servers")
+    kinds = breaker.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(kinds, "list", _breakers, "the state of each")
+    reset = _add(kinds, "reset", _reset, "close one, so that calls pass again")
+    reset.add_argument("name", metavar="NAME", help="the server's name")
+    _add(commands, "drain", _drain, "stop the gateway: calls in flight finish, nothing new is taken")
+    return parser
+
+
+def _add(commands: _Commands, name: str, run: _Run, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    add_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the gateway's own document")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _command(options: argparse.Namespace) -> int:
+    run: _Run = options.run
+    return run(find(options, os.environ, Path.cwd()), options)
+
+
+def _document(reply: Reply) -> dict[str, Any]:
+    if not 200 <= reply.status < 300:
+        raise ClientFailure(reply.detail)
+    return reply.document
+
+
+def _actors(api: Api, options: argparse.Namespace) -> int:
+    document = _document(api.get(f"{_API}/actors"))
+    if options.json:
+        print_json(document)
+        return 0
+    screen = console()
+    draining = ", draining" if document.get("draining") else ""
+    screen.print(f"up {seconds(document.get('uptime_s'))}, restarts {document.get('restarts', 0)}{draining}")
+    screen.print(table(("worker", "actor", "state", "pid", "incarnation", "restarts", "memory"), _tree(document)))
+    for reason in document.get("degraded", []):
+        screen.print(table(("degraded",), [(reason,)]))
+    return 0
+
+
+def _tree(document: dict[str, Any]) -> Iterator[Sequence[Any]]:
+    for worker in document.get("workers", []):
+        memory = f"{worker['rss_kb'] / 1024:.1f} MiB" if worker.get("rss_kb") else ""
+        yield (
+            worker.get("name"), "", worker.get("state"), worker.get("pid") or "", worker.get("incarnation"),
+            worker.get("restarts"), memory,
+        )  # fmt: skip
+        for actor in worker.get("actors", []):
+            yield "", actor.get("name"), actor.get("state"), "", actor.get("incarnation"), actor.get("restarts"), ""
+
+
+def _breakers(api: Api, options: argparse.Namespace) -> int:
+    document = _document(api.get(f"{_API}/breakers"))
+    if options.json:
+        print_json(document)
+        return 0
+    breakers: dict[str, Any] = document.get("breakers", {})
+    rows = [
+        (name, row.get("state"), seconds(row.get("retry_in_ms", 0) / 1000) if row.get("state") == "open" else "")
+        for name, row in breakers.items()
+    ]
+    console().print(table(("server", "breaker", "next probe in"), rows))
+    return 0
+
+
+def _disconnect(api: Api, options: argparse.Namespace) -> int:
+    return _done(api.post(f"{_API}/connections/{segment(options.id)}/disconnect"), options, "disconnected")
+
+
+def _reset(api: Api, options: argparse.Namespace) -> int:
+    return _done(api.post(f"{_API}/breakers/{segment(options.name)}/reset"), options, "reset")
+
+
+def _drain(api: Api, options: argparse.Namespace) -> int:
+    return _done(api.post(f"{_API}/drain"), options, "draining")
+
+
+def _done(reply: Reply, options: argparse.Namespace, word: str) -> int:
+    document = _document(reply)
+    if options.json:
+        print_json(document)
+    else:
+        console().print(word)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
