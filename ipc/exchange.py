@@ -326,9 +326,7 @@ class Exchange:
                 address.unblocked()
 
     def _closed_channel(self, channel: Channel, reason: str, error: MalformedFrame | None) -> None:
-        peer = self._peers.get(channel.peer)
-        if peer is not None and peer.channel is channel:
-            del self._peers[channel.peer]
+        del self._peers[channel.peer]
         for mailbox, _ in self._mailboxes.values():
             mailbox.forget(channel.peer)
         for address in self._remote.values():

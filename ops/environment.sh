@@ -48,10 +48,13 @@ make_environment() {
     if ! is_ready "$directory" "$stamp_name" "$stamp"; then # nobody else made it meanwhile
         say "setting up $directory (once; needs the package index)"
         rm -f "$directory/$stamp_name"
-        if ! "$directory/bin/python" -c 'import pip' 2>/dev/null; then
+        # An environment that was moved would still run, but the scripts in it name the place where it was made.
+        if ! "$directory/bin/python" -c 'import pip' 2>/dev/null ||
+            { [ -r "$directory/.portcullis-home" ] && [ "$(cat "$directory/.portcullis-home")" != "$directory" ]; }; then
             find_python
             rm -rf "$directory"
             "$python" -m venv "$directory" || fail "could not create $directory"
+            printf '%s\n' "$directory" >"$directory/.portcullis-home"
         fi
         quiet_pip "$directory" --require-hashes --no-deps --requirement "$root/$lock"
         if [ "$with" = project ]; then

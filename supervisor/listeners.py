@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -75,10 +74,8 @@ def open_all(settings: Settings, owners: dict[Kind, tuple[str, ...]]) -> Listene
                 continue
             ports[kind] = number = _free_port(kind, hosts, port)
             for worker in workers:
-                opened.extend(
-                    Listening(len(opened) + offset, kind, worker, sock)
-                    for offset, sock in enumerate(_bind_all(hosts, number))
-                )
+                for host in hosts:
+                    opened.append(Listening(len(opened), kind, worker, _listen(kind, host, number)))
     except BaseException:
         for listening in opened:
             listening.sock.close()
@@ -86,28 +83,27 @@ def open_all(settings: Settings, owners: dict[Kind, tuple[str, ...]]) -> Listene
     return Listeners(tuple(opened), ports)
 
 
-def _bind_all(hosts: tuple[str, ...], port: int) -> Iterator[socket.socket]:
-    for host in hosts:
-        sock = _socket(host)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
-            sock.bind((host, port))
-            sock.listen(_backlog())
-        except BaseException:
-            sock.close()
-            raise
-        yield sock
+def _listen(kind: Kind, host: str, port: int) -> socket.socket:
+    sock = _socket(host)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+        _bind(kind, sock, host, port)
+        sock.listen(_backlog())
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _free_port(kind: Kind, hosts: tuple[str, ...], port: int) -> int:
-    """The number itself, or for 0 one that is free on every host. Raises PortInUse."""
+    """The number itself, or for 0 one that is free on every host. Raises PortInUse, OSError."""
     if port:
         _probe(kind, hosts, port)
         return port
     for attempt in range(_PICKS):
         with _socket(hosts[0]) as first:
-            first.bind((hosts[0], 0))
+            _bind(kind, first, hosts[0], 0)
             picked = int(first.getsockname()[1])
         try:
             _probe(kind, hosts, picked)
@@ -123,14 +119,20 @@ def _probe(kind: Kind, hosts: tuple[str, ...], port: int) -> None:
     """Bind without REUSEPORT, which fails while anybody listens there, REUSEPORT or not."""
     for host in hosts:
         with _socket(host) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    variable = f"{kind.upper()}_HOST/{kind.upper()}_PORT"
-                    raise OSError(error.errno, f"{variable}: can't bind {host} port {port}: {error.strerror}") from None
-                pids = tuple(proc.holders(port))
-                raise PortInUse(f"{kind.upper()}_PORT: {host} port {port} {_named(pids)}", pids) from None
+            _bind(kind, probe, host, port)
+
+
+def _bind(kind: Kind, sock: socket.socket, host: str, port: int) -> None:
+    """Raises PortInUse; OSError for what can't be bound at all. Both name the variable."""
+    variable = kind.upper()
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            place = f"{variable}_HOST/{variable}_PORT: can't bind {host} port {port}"
+            raise OSError(error.errno, f"{place}: {error.strerror}") from None
+        pids = tuple(proc.holders(port))
+        raise PortInUse(f"{variable}_PORT: {host} port {port} {_named(pids)}", pids) from None
 
 
 def _named(pids: tuple[int, ...]) -> str:

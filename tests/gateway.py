@@ -140,11 +140,13 @@ def start(
     arguments: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
     wait: bool = True,
+    program: tuple[str, ...] = ("-m", "supervisor"),
 ) -> Gateway:
     """Start a gateway and wait until it is ready.
 
     ``servers`` is the content of ``mcpServers``; without it the embedded server is behind the gateway. With ``wait``
-    false it isn't waited for: for tests of a start that fails, with ``process.wait()``.
+    false it isn't waited for: for tests of a start that fails, with ``process.wait()``. ``program`` is what the
+    interpreter runs.
     """
     mark = f"portcullis-test-{secrets.token_hex(8)}"
     for name in ("tmp", "state", "audit", "work"):
@@ -170,7 +172,7 @@ def start(
         variables["MCP_CONFIG"] = str(config)
     variables |= environment or {}
     process = subprocess.Popen(
-        [sys.executable, "-m", "supervisor", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=directory / "work",
         env=variables,
         stdin=subprocess.DEVNULL,

@@ -458,7 +458,7 @@ class Dispatch:
             self.hub.step(connection, self._overloaded, item)
 
     def _overloaded(self, connection: Connection, item: Item) -> None:
-        self._refuse(connection, item, 503, "the server does not keep up", _unavailable("overloaded"))
+        self._refuse(connection, item, 503, "the server is down or does not keep up", _unavailable("overloaded"))
         self.resume(connection)
 
     def _call_due(self, connection: Connection, number: int, now: int) -> None:

@@ -161,13 +161,11 @@ class BridgeRoute(_Timeouts):
         try:
             return self._bridge.tell(Forward(self._hub.name, session, call, envelope, raw))
         except ActorDown:
-            if call:
-                failed = self._hub.dispatch.failed
-                self._hub.post(functools.partial(failed, session, call, 503, "upstream down", sent=False, retry_ms=0))
-            return True
+            return False  # it is restarted in a moment: the message waits for that like for room
 
     def on_room(self, callback: Callable[[], None]) -> None:
-        self._bridge.on_room(callback)
+        if self._bridge.incarnation:
+            self._bridge.on_room(callback)  # else its coming up resumes whoever waits
 
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)

@@ -290,11 +290,7 @@ class WsReceiver:
 
     def _end(self) -> None:
         self._ended = True
-        self._head = b""
-        self._missing = 0
         self._message = None
-        self._control.clear()
-        self._utf8_tail = b""
 
 
 def _short_head(opcode: int, size: int) -> bytes:

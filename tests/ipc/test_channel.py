@@ -25,7 +25,7 @@ from ipc.messages import Describe, Description, Done, Ticket
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
 UP = Up("target", 1, data=8, size=100_000, control=8)
-PLACEMENT = {"user": "near", "target": "far"}
+PLACEMENT = {"user": "near", "target": "far", "third": "elsewhere"}
 
 
 def encoded(*frames: object) -> bytes:
@@ -233,11 +233,25 @@ async def test_credit_comes_back_in_batches(bench: Bench) -> None:
     assert bench.heard()[1:] == [Credit("user", 1, data=2, control=2, **sizes)] * 2
 
 
+async def test_what_one_incarnation_took_is_not_credited_by_the_next(bench: Bench) -> None:
+    """Credit that was owed when an incarnation ended goes with it: its sender has a new account."""
+    for incarnation in (1, 2):
+        mailbox = Mailbox("user", data=8)
+        bench.near.register(mailbox, incarnation)
+        await bench.say(Data("user", incarnation, Describe()))
+        assert len(mailbox.drain()) == 1
+        mailbox.close("crashed")
+    await settle()
+    assert [type(frame) for frame in bench.heard()] == [Up, Down, Up, Down]
+
+
 @pytest.mark.parametrize(
     "frames",
     [
         [Up("user", 1, data=8, size=8, control=8)],
         [Up("stranger", 1, data=8, size=8, control=8)],
+        [Up("third", 1, data=8, size=8, control=8)],
+        [Reply("third", 1, 1, Describe())],
         [UP, UP],
         [UP, Up("target", 2, data=8, size=8, control=8)],
         [Down("target", 1, "never was up")],

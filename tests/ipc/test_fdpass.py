@@ -127,6 +127,19 @@ def test_a_packet_that_breaks_the_rules(
     assert open_descriptors() == before
 
 
+def test_a_packet_that_was_cut() -> None:
+    """A packet above the receiver's maximum is refused, even if what arrived of it would be a message."""
+    raw, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    payload = packet(0, Describe())
+    with raw, end:
+        link = DescriptorLink(end, TYPES, maximum=len(payload))
+        raw.send(payload)
+        assert link.receive_nowait() == (Describe(), [])
+        raw.send(payload + b"\0")
+        with pytest.raises(MalformedFrame, match="more than"):
+            link.receive_nowait()
+
+
 def test_descriptors_that_the_receiver_has_no_room_for(pair: tuple[socket.socket, DescriptorLink]) -> None:
     """At the limit of open files the kernel drops descriptors and only flags it: the packet is refused, and those
     that did arrive are closed."""

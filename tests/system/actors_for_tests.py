@@ -129,7 +129,9 @@ async def bridge(context: Context) -> None:
     """Starts one server that starts a helper in a session of its own; their pids go to STATE_DIR/children."""
     script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
     script += " start_new_session=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(  # noqa: ASYNC220 - it takes a moment, and nobody waits
+        [sys.executable, "-c", script], start_new_session=True, stdin=subprocess.DEVNULL
+    )
     try:
         await _serve(context, lambda _message: _identity(context))
     finally:
@@ -146,7 +148,7 @@ async def raises_when_asked(context: Context) -> None:
 
     def answer(message: Any) -> Any:
         if isinstance(message, Disconnect):
-            raise RuntimeError(message.connection)
+            raise RuntimeError(message.connection)  # noqa: TRY004 - it stands for a bug
         return _identity(context)
 
     await _serve(context, answer)

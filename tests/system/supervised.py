@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,16 @@ class Supervised:
 
 
 @contextmanager
-def supervised(table: str = "whole", *, wait: bool = True, **settings: Any) -> Iterator[Supervised]:
+def supervised(
+    table: str = "whole", *, wait: bool = True, prefix: tuple[str, ...] = (), **settings: Any
+) -> Iterator[Supervised]:
     """Started, and ready if ``wait``; ended without a trace whatever the test does."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "state").mkdir()
         (directory / "settings.json").write_bytes(msgspec.json.encode(make_settings(directory, **settings)))
         popen = subprocess.Popen(
-            [sys.executable, str(HERE / "gateway_of_test_actors.py"), table, str(directory / "settings.json")],
+            [*prefix, sys.executable, str(HERE / "gateway_of_test_actors.py"), table, str(directory / "settings.json")],
             env=os.environ | {"PYTHONPATH": str(ROOT), "SECRET_OF_THE_SHELL": "x"},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -181,7 +183,16 @@ def make_settings(directory: Path, **more: Any) -> Settings:
 def _collect(popen: subprocess.Popen[bytes], log: list[str]) -> None:
     assert popen.stderr is not None
     for line in popen.stderr:
-        log.append(line.decode("utf-8", "replace"))
+        log.append(line.decode("utf-8", "replace"))  # noqa: PERF401 - line by line, for those who watch it
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process's descriptors are, without those that are closed while this looks."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return found
 
 
 def logged(gateway: Supervised, pattern: str) -> bool:

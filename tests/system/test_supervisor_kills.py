@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 
 import pytest
-from supervised import Supervised, supervised
+from supervised import Supervised, descriptors, supervised
 
 from supervisor import proc
 
@@ -218,11 +218,4 @@ def _interpreters(gateway: Supervised) -> set[int]:
 
 
 def kinds(pid: int) -> Counter[str]:
-    found = Counter[str]()
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{entry}")
-        except FileNotFoundError:
-            continue
-        found[target.split(":")[0]] += 1
-    return found
+    return Counter(target.partition(":")[0] for target in descriptors(pid))

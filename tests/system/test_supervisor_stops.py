@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 import pytest
-from supervised import HERE, ROOT, Supervised, logged, supervised
+from supervised import HERE, ROOT, Supervised, descriptors, logged, supervised
 
 from supervisor import proc
 
@@ -182,7 +182,7 @@ def test_a_worker_inherits_neither_secrets_nor_descriptors() -> None:
             *("NO_COLOR", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"),
         }
         for pid in with_helpers(gateway):
-            kept = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+            kept = descriptors(pid)
             assert not [target for target in kept if "socket" in target or "memfd" in target]
         assert gateway.stop() == 0
 
@@ -206,4 +206,21 @@ def test_an_operator_drains_through_the_admin_actor() -> None:
         assert "reload" in reload["detail"]
         with suppress(ConnectionError):  # the edge may end before the answer is back
             assert gateway.ask("tell", "admin", "drain")["ok"]
+        assert gateway.ended() == 0
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-Urpf", "true"]).returncode != 0, reason="needs a pid namespace")
+def test_as_pid_1_it_reaps_what_nobody_else_does() -> None:
+    """The init process of a container: no zombies, exit codes reach whom they belong to, SIGTERM works."""
+    with supervised(prefix=("unshare", "-Urpf", "--kill-child", "--mount-proc")) as gateway:
+        init = gateway.until(lambda: [p.pid for p in proc.children(gateway.pid)])[0]
+        assert gateway.ports["pid"] == 1
+        workers = {process.pid for process in proc.children(init)}
+        parents = {found.parent for found in map(proc.stat, with_helpers(gateway)) if found is not None}
+        (bridge,) = parents & workers
+        os.kill(bridge, signal.SIGKILL)
+        gateway.until(lambda: bridge not in gateway.family() and logged(gateway, "bridge is down .killed by SIGKILL"))
+        gateway.until(lambda: not [p for p in proc.descendants({init}) if p.state == "Z"], "for the zombies' end")
+        gateway.family()
+        os.kill(init, signal.SIGTERM)
         assert gateway.ended() == 0

@@ -26,9 +26,9 @@ from ipc.messages import (
 MAINS = {"auth": auth.main, "limiter": limiter.main, "breaker": breaker.main, "audit": audit.main}
 STEPS: dict[str, Any] = {
     "auth": (auth.Auth, "serve"),
-    "limiter": (limiter.Limiter, "serve"),
-    "breaker": (breaker.Breaker, "serve"),
-    "audit": (audit.Audit, "serve"),
+    "limiter": (limiter.Limiter, "_take"),
+    "breaker": (breaker.Breaker, "_take"),
+    "audit": (audit.Audit, "_take"),
 }
 EVENT = AuditEvent("call.completed", "info", "success", 1)
 QUESTIONS: dict[str, tuple[Message, type[Message]]] = {

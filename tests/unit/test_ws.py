@@ -142,7 +142,8 @@ def test_reserved_bits_end_the_connection_after_what_came_before(bits: int, firs
 @pytest.mark.parametrize("step", [0, 1])
 def test_reserved_opcodes_end_the_connection(opcode: int, step: int) -> None:
     """[4] Opcodes that RFC 6455 reserves are errors, for data and for control frames."""
-    assert receive(frame(TEXT, b"before") + frame(0x80 | opcode, b"x"), step=step) == ([b"before"], 1002)
+    for payload in (b"", b"\x03\xe8"):
+        assert receive(frame(TEXT, b"before") + frame(0x80 | opcode, payload), step=step) == ([b"before"], 1002)
 
 
 @pytest.mark.parametrize("data", ["8100", "810548656c6c6f", "8900", "8800", "817e00c8", "817f0000000000010000"])
@@ -380,13 +381,24 @@ def test_data_after_close_is_ignored(late: bytes) -> None:
     assert receiver.pending == 0
 
 
-def test_data_after_an_error_is_ignored() -> None:
-    """An error is told once; then the receiver is deaf and holds nothing."""
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (frame(FIRST, b"a") + frame(TEXT, b"b"), "new message inside a fragmented one"),
+        (frame(FIRST, b"a\xff"), "not UTF-8"),
+        (frame(TEXT, b"\xff"), "not UTF-8"),
+        (frame(TEXT, b"\xff" + b"x" * 50)[:20], "not UTF-8"),
+    ],
+)
+def test_data_after_an_error_is_ignored(bad: bytes, reason: str) -> None:
+    """An error is told once, with its reason; then the receiver is deaf and holds nothing."""
     receiver = WsReceiver(max_message=100)
-    with pytest.raises(WsProtocolError):
-        receiver.receive(frame(FIRST, b"a") + frame(TEXT, b"b"))
+    with pytest.raises(WsProtocolError) as caught:
+        receiver.receive(bad)
+    assert caught.value.reason == reason
     assert receiver.receive(frame(TEXT, b"c")) == []
     assert receiver.pending == 0
+    assert receiver.declared == 0
 
 
 def test_a_long_close_reason_is_cut_at_a_character() -> None:
@@ -394,6 +406,7 @@ def test_a_long_close_reason_is_cut_at_a_character() -> None:
     payload = encode_close(1008, "ä" * 100)[2:]
     assert len(payload) == 2 + 122
     assert payload[2:].decode() == "ä" * 61
+    assert encode_close(1008, "x" * 124)[2:] == b"\x03\xf0" + b"x" * 123
     assert encode_close(None) == b"\x88\x00"
     with pytest.raises(ValueError):
         encode_close(None, "why")
@@ -427,7 +440,8 @@ def test_fragments_count_together() -> None:
 
 
 def test_control_frames_are_outside_the_message_limit() -> None:
-    """A ping is not a message."""
+    """A ping is not a message, nor is a close."""
+    assert receive(frame(CLOSE, b"\x03\xe8bye"), limit=0) == ([Close(1000, "bye")], 0)
     assert receive(frame(FIRST, b"x") + frame(PING, b"y" * 125) + frame(CONTINUATION), limit=1) == (
         [Ping(b"y" * 125), b"x"],
         0,
@@ -454,6 +468,9 @@ def test_what_is_held_and_declared_is_told() -> None:
     receiver.receive(frame(CONTINUATION, b"y" * 300)[58:] + frame(PING, b"abcd")[:8])
     assert receiver.pending == 2
     assert receiver.declared == 0
+    receiver.receive(frame(PING, b"abcd")[8:] + frame(FIRST, b"x" * 7) + frame(PING, b"y" * 9)[:8])
+    assert receiver.pending == 9
+    assert receiver.declared == 7
 
 
 def test_frames_are_counted_once_each() -> None:

@@ -1,0 +1,35 @@
+"""``python -m supervisor``, but with actors that can be made to raise (``saboteur``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from ipc.control import ActorSpec
+from ipc.settings import Settings
+from supervisor import run, specs
+from supervisor.settings.show import answer
+
+HERE = str(Path(__file__).parent)
+
+
+def sabotaged(actor: ActorSpec) -> ActorSpec:
+    kind = specs.kind_of(actor.name)
+    return actor if kind == "admin" else msgspec.structs.replace(actor, target=f"saboteur:run_{kind}")
+
+
+def table(settings: Settings) -> specs.SpecTable:
+    production = specs.production(settings)
+    workers = tuple(
+        attrs.evolve(worker, actors=tuple(sabotaged(actor) for actor in worker.actors)) for worker in production.workers
+    )
+    return attrs.evolve(production, workers=workers, search_path=(HERE,))
+
+
+if __name__ == "__main__":
+    loaded = answer(sys.argv[1:], os.environ, Path.cwd())
+    sys.exit(loaded if isinstance(loaded, int) else run.production(loaded, table))
