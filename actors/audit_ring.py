@@ -36,6 +36,7 @@ OnFull = Literal["block", "drop", "fail-closed"]
 
 BATCH = 256  # events a message
 ANSWER_WITHIN_NS = 5_000_000_000
+_AGAIN_NS = 50_000_000
 # Texts come from clients: their size here is ours to choose. It leaves every method, tool and principal of practice
 # whole, and keeps a batch under a few megabytes.
 LONGEST_TEXT = 1024
@@ -117,6 +118,15 @@ class AuditRing:
         self._address.request(
             AuditBatch(self.source, self._first, events), self._clock() + ANSWER_WITHIN_NS, self._answered
         )
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """When ``flush`` has something to do, as far as is known now. For a caller without turns of its own."""
+        due = self._coalescer.next_due_ns
+        if self._waiting and not self._sent:
+            again = self._clock() + _AGAIN_NS
+            return again if due is None else min(due, again)
+        return due
 
     async def settled(self, within_s: float = 2.0) -> bool:
         """Send everything, what was only counted included, and wait for it to be in the log. False: time was up."""

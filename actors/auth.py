@@ -29,6 +29,7 @@ from ipc.messages import (
     Ticket,
 )
 
+from .alarm import Alarm
 from .audit_ring import AuditRing
 from .policy.client_key import limit_keys
 from .policy.identity import StaticTokens, Tickets, digest
@@ -38,7 +39,6 @@ log = logging.getLogger("portcullis.auth")
 # What every holder of a static token may do, and whoever is let in without one.
 _SCOPES = ("mcp:call", "mcp:read")
 _RETRY_MS = 1000
-_FLUSH_S = 0.05
 
 Failure = Literal["missing", "too long", "unknown token", "unknown ticket", "not a ticket's listener", "bad address"]
 
@@ -180,9 +180,12 @@ async def main(context: Context) -> None:
     ring = AuditRing(context.address("audit"), context.name, policy=context.settings.audit_on_full)
     auth = Auth(context, ring)
 
+    alarm = Alarm()
+
     async def flush_on() -> None:
         while True:
-            await trio.sleep(_FLUSH_S)
+            alarm.at(ring.next_due_ns)
+            await alarm.wait()
             ring.flush()
 
     async with trio.open_nursery() as nursery:
@@ -192,5 +195,6 @@ async def main(context: Context) -> None:
             for delivery in await context.mailbox.receive():
                 auth.serve(delivery)
             ring.flush()
+            alarm.at(ring.next_due_ns)
         await ring.settled()
         nursery.cancel_scope.cancel()

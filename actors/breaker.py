@@ -43,7 +43,6 @@ from .policy.circuit import CircuitBreaker, CircuitRecord, CircuitRules, Transit
 log = logging.getLogger("portcullis.breaker")
 
 _MS = 1_000_000
-_FLUSH_NS = 50 * _MS
 _RETRY_NS = 100 * _MS
 
 
@@ -268,8 +267,8 @@ class Breaker:
     def next_due_ns(self, now: int) -> int | None:
         due = [circuit.retry_at_ns for circuit in self.circuits.values() if circuit.state == "open"]
         due.extend(at for circuit in self.circuits.values() if (at := circuit.deal_due_ns()) is not None)
-        if self.audit.statistics().waiting:
-            due.append(now + _FLUSH_NS)
+        if (flush := self.audit.next_due_ns) is not None:
+            due.append(flush)
         if self._behind or any(known.owed and known.greeted for known in self._subscribers.values()):
             due.append(now + _RETRY_NS)
         return max(min(due), now + _MS) if due else None

@@ -61,7 +61,7 @@ class ListenersChanged(Message, frozen=True):
 
 
 class LinksChanged(Message, frozen=True):
-    """``Context.links`` has changed: ``key`` is a new link. Its predecessor led to a process that has gone; it is closed soon."""
+    """``Context.links`` has changed: ``key`` is a new link. Its predecessor's process has gone; it is closed soon."""
 
     key: str
 
@@ -126,7 +126,7 @@ class LeaseRequest(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """``units`` messages may pass for ``keys`` until ``until_ns``. Every unit must be accounted for by a LeaseReport."""
+    """``units`` messages may pass for ``keys`` until ``until_ns``. A LeaseReport accounts for every one of them."""
 
     lease: int
     keys: tuple[str, ...]
@@ -295,7 +295,7 @@ class Valid(Message, frozen=True):
 
 
 class Invalid(Message, frozen=True):
-    """``id`` is the raw JSON id to answer with, ``b"null"`` when it can't be known; ``notification``: never answered."""
+    """``id`` is the raw JSON id to answer with, ``b"null"`` when it isn't known; a ``notification`` gets no answer."""
 
     ticket: int
     code: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import stat
@@ -122,6 +123,21 @@ class Gateway:
         self.process.wait()
         self._end_reading()
 
+    def await_line(self, pattern: str) -> re.Match[str]:
+        """The first match in a line of stderr, which may still have to be written."""
+        deadline = time.monotonic() + READY_WITHIN
+        while True:
+            for line in list(self.log):
+                if match := re.search(pattern, line):
+                    return match
+            assert time.monotonic() < deadline, f"no line with {pattern}\n{self.tail()}"
+            try:
+                self.process.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
+            self._end_reading()  # it has ended: what it wrote is all there is
+            deadline = 0
+
     def tail(self) -> str:
         return "".join(self.log[-60:])
 
@@ -138,7 +154,7 @@ def start(
     *,
     servers: Mapping[str, Mapping[str, Any]] | None = None,
     arguments: tuple[str, ...] = (),
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     wait: bool = True,
     program: tuple[str, ...] = ("-m", "supervisor"),
 ) -> Gateway:
@@ -170,7 +186,11 @@ def start(
         config = directory / "mcp.json"
         config.write_text(json.dumps({"mcpServers": servers}))
         variables["MCP_CONFIG"] = str(config)
-    variables |= environment or {}
+    for name, value in (environment or {}).items():
+        if value is None:
+            variables.pop(name, None)
+        else:
+            variables[name] = value
     process = subprocess.Popen(
         [sys.executable, *program, *arguments],
         cwd=directory / "work",
@@ -179,9 +199,8 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    gateway = Gateway(
-        directory, process, mark, variables["WS_AUTH_TOKEN"].split(",")[0], variables["TCP_AUTH_TOKEN"].split(",")[0]
-    )
+    tokens = [variables.get(name, "").split(",")[0] for name in ("WS_AUTH_TOKEN", "TCP_AUTH_TOKEN")]
+    gateway = Gateway(directory, process, mark, *tokens)
     for stream, lines in ((process.stdout, gateway.out), (process.stderr, gateway.log)):
         reader = threading.Thread(target=_collect, args=(stream, lines.append), daemon=True)
         reader.start()

@@ -95,6 +95,7 @@ class Connection:
     entry_deadline_ns: int = 0
     request: Request | None = None
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
+    login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
     failed_logins: int = 0
     strangers: int = 0  # messages before authentication that nobody may send then
     early_version: str = ""  # initialised before authentication, at this protocol version

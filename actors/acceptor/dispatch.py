@@ -623,9 +623,10 @@ class Dispatch:
             self.hub.close_now(connection, "acceptor restarted")
             return
         if connection.stage is not Stage.OPEN:
-            connection.waiting_for = ""
-            self.going_away(connection)
+            self.hub.entry.recover(connection)
             return
+        if connection.login_id:
+            self.hub.entry.recover(connection)
         connection.waiting_for = ""
         connection.parked_for = ""
         for number in list(connection.calls):

@@ -99,11 +99,28 @@ class Entry:
         if len(self.hub.connections) > self.most:
             self.refuse(connection, Refused(reason="limit", retry_after_ms=RETRY_MS))
             return
+        self._ask_admission(connection)
+
+    def _ask_admission(self, connection: Connection) -> None:
         self.limiter.ask(
             Admit(self.hub.name, connection.session, connection.listener, connection.key),
             connection.entry_deadline_ns,
             functools.partial(self.hub.step, connection, self._admitted),
         )
+
+    def recover(self, connection: Connection) -> None:
+        """After a hub that crashed: ask again what it had asked for this connection. Its deadline stands."""
+        waited, connection.waiting_for = connection.waiting_for, ""
+        self.hub.arm(connection)
+        if connection.admitted is None:
+            connection.waiting_for = "limiter" if connection.listener == "tcp" else ""
+            self._ask_admission(connection)
+        elif connection.login_id:
+            self._login_failed(connection, connection.login_id, ActorDown("auth", "acceptor restarted"))
+        elif connection.transport == "http" and connection.request is not None:
+            self._routed(connection, connection.request)
+        elif waited and connection.stage is Stage.ENTRY:
+            self._open_tcp(connection)
 
     def _admitted(self, connection: Connection, reply: Reply) -> None:
         admitted = isinstance(reply, Admitted)
@@ -146,9 +163,7 @@ class Entry:
         """Answer in the language of the listener, and close."""
         status = STATUS.get(refused.reason, 503)
         self.hub.refused += 1
-        self.hub.event(
-            connection, "connection.refused", severity="warning", outcome="refused", reason=refused.reason
-        )
+        self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason=refused.reason)
         retry_ms = refused.retry_after_ms or (RETRY_MS if status in (429, 503) else 0)
         if connection.transport == "http":
             headers = [("WWW-Authenticate", REALM)] if status == 401 else []
@@ -290,9 +305,7 @@ class Entry:
             self._not_granted(connection, reply)
             return
         body = b'{"ticket":"%s","expires_in":%d}' % (reply.ticket.encode(), reply.expires_in)
-        connection.write(
-            http.response(200, [("Content-Type", "application/json"), *self.security], body, close=True)
-        )
+        connection.write(http.response(200, [("Content-Type", "application/json"), *self.security], body, close=True))
         self.hub.finish(connection, "http")
 
     # --- the upgrade -----------------------------------------------------------------------------------------
@@ -315,9 +328,7 @@ class Entry:
             self._feed_rest(connection, request)
             return
         connection.entry_deadline_ns = self.hub.now + settings.auth_timeout_ms * 1_000_000
-        self._authenticate(
-            connection, credential, functools.partial(self._upgrade_decided, handshake=handshake)
-        )
+        self._authenticate(connection, credential, functools.partial(self._upgrade_decided, handshake=handshake))
 
     def _upgrade_decided(self, connection: Connection, reply: Reply, *, handshake: Handshake) -> None:
         connection.waiting_for = ""
@@ -387,12 +398,14 @@ class Entry:
 
     def login(self, connection: Connection, request_id: bytes, token: str, server: str) -> None:
         """The method ``authenticate``, on an open connection too. Later messages wait until it is decided."""
+        connection.login_id = request_id
         self._authenticate(
             connection, Credential("token", token), functools.partial(self._login_decided, id=request_id, server=server)
         )
 
     def _login_decided(self, connection: Connection, reply: Reply, *, id: bytes, server: str) -> None:  # noqa: A002
         connection.waiting_for = ""
+        connection.login_id = b""
         if connection.stage >= Stage.CLOSING:
             return
         if not isinstance(reply, Grant):
@@ -418,6 +431,7 @@ class Entry:
         self.hub.dispatch.resume(connection)
 
     def _login_failed(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
+        connection.login_id = b""
         if not isinstance(reply, Refused):
             data: dict[str, object] = {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
             connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))

@@ -100,7 +100,8 @@ class CircuitBreaker:
     def record(self, successes: int, deaths: int, silent: int, slow: int, now: int) -> list[Transition]:
         """Outcomes counted since the last report. In which order they came is not known: the worst is assumed,
         that the failures were the last."""
-
+        if self.state == "open":
+            return []
         failures = deaths + silent
         good = successes + slow
         if self.state == "half_open":

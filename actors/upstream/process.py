@@ -188,14 +188,16 @@ class Child:
             with trio.move_on_after(_EXIT_AFTER_EOF_S):
                 await self._exited.wait()
         if self._exited.is_set():
-            # Answers that it wrote before it died. Where a grandchild holds the pipe too, there is no end to wait for.
-            self._take(_LAST_WORDS)
+            # Answers that it wrote before it died, paused or not: they can't wait. Where a grandchild holds the pipe
+            # too, there is no end to wait for.
+            self.resume()
+            self._take(_LAST_WORDS, pausing=False)
 
-    def _take(self, limit: int) -> bool:
+    def _take(self, limit: int, *, pausing: bool = True) -> bool:
         """Read up to about ``limit`` bytes and hand their lines on. False at the end of the stream."""
         taken = 0
         alive = True
-        while taken < limit and self._running is None:
+        while taken < limit and (self._running is None or not pausing):
             try:
                 chunk = os.read(self._stdout, _CHUNK)
             except BlockingIOError:

@@ -128,7 +128,7 @@ def alive(pid: int) -> bool:
 
 async def appears(path: Path) -> dict[str, int]:
     with trio.fail_after(30):
-        while not await trio.Path(path).exists():
+        while not await trio.Path(path).exists():  # noqa: ASYNC110 - another process makes it
             await trio.sleep(0.01)
     return json.loads(await trio.Path(path).read_text())
 
@@ -290,6 +290,19 @@ async def test_pause_stops_reading() -> None:
         assert len(owner.lines) == 1
         owner.child.resume()
         await owner.until(lambda: len(owner.lines) == 2)
+
+
+async def test_last_words_are_heard_while_paused() -> None:
+    """What a server wrote before it died arrives, although nothing was to be read just then."""
+    async with running("recorder.py", "--record", os.devnull) as owner:
+        await owner.call("hello")
+        assert owner.child is not None
+        owner.child.pause()
+        owner.ask("later")
+        await trio.lowlevel.wait_readable(owner.child._stdout)  # it has answered, unseen
+        os.kill(owner.child.pid, signal.SIGKILL)
+        await owner.until(lambda: owner.reasons)
+        assert [line["result"]["method"] for line in owner.lines] == ["hello", "later"]
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

@@ -29,7 +29,9 @@ def program(name: str, *arguments: str) -> dict[str, Any]:
 async def test_the_same_ids_at_the_same_time(start_gateway: Any) -> None:
     """24 clients, two transports, two workers, the same five ids and progress tokens in flight at once: every answer
     and every progress notification reaches the one that asked, with the id and token as it wrote them."""
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment={"WORKERS": "2", "RATE_LIMIT_BURST_REQUESTS": "1000"}))
+    gateway = await trio.to_thread.run_sync(
+        lambda: start_gateway(environment={"WORKERS": "2", "RATE_LIMIT_BURST_REQUESTS": "1000"})
+    )
 
     async def one(number: int, transport: str) -> None:
         async with CLIENTS[transport](gateway) as client:
@@ -53,8 +55,11 @@ async def test_the_same_ids_at_the_same_time(start_gateway: Any) -> None:
             progress = [json.loads(raw) for raw in await client.nothing_more()]
             assert {message["method"] for message in progress} == {"notifications/progress"}
             for token in (1, "1"):
-                mine = [m["params"]["progress"] for m in progress if m["params"]["progressToken"] == token
-                        and type(m["params"]["progressToken"]) is type(token)]
+                mine = [
+                    m["params"]["progress"]
+                    for m in progress
+                    if m["params"]["progressToken"] == token and type(m["params"]["progressToken"]) is type(token)
+                ]
                 assert len(mine) == 3 + number % 4
                 assert mine == sorted(mine)
 
@@ -85,8 +90,11 @@ async def test_params_reach_the_server_byte_for_byte(
         gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers))
         cases = [
             (b'{"jsonrpc":"2.0","id":%s,"method":"a/b","params":{"x":1.50,"y":-0,"z":1E+2,"big":%s}}', b"7"),
-            (b' {\t"params" : {"\\u0061":"\\/\\ud83d\\ude00 \xe2\x80\xa8\xf0\x9f\x98\x80" , "a b":[ ]},"method":"m",'
-             b'"extra":{"id":9},"jsonrpc":"2.0","id":%s } ', b'"\\u0031"'),
+            (
+                b' {\t"params" : {"\\u0061":"\\/\\ud83d\\ude00 \xe2\x80\xa8\xf0\x9f\x98\x80" , "a b":[ ]},"method":"m",'
+                b'"extra":{"id":9},"jsonrpc":"2.0","id":%s } ',
+                b'"\\u0031"',
+            ),
             (b'{"id":%s,"jsonrpc":"2.0","method":"n","params":[1,{"id":2,"method":"x"},"id"]}', b"-1"),
             (b'{"jsonrpc":"2.0","method":"no-params","id":%s}', b"0"),
             (b'{"jsonrpc":"2.0","id":%s,"method":"long","params":{"t":"' + b"\\n" * 5000 + b'"}}', b"1"),

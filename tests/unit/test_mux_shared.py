@@ -179,6 +179,14 @@ def test_progress_goes_to_its_owner_while_the_call_is_in_flight() -> None:
         assert effects == [Counted("unknown_progress")]
 
 
+def test_id_and_token_in_any_order() -> None:
+    """The official SDKs write params, and the token in it, in front of the id."""
+    bench = Bench()
+    raw = b'{"method":"x","params":{"_meta":{"progressToken":7},"a":7},"jsonrpc":"2.0","id":7}'
+    (sent,) = bench.send("a", raw)
+    assert sent == ToUpstream(b'{"method":"x","params":{"_meta":{"progressToken":1},"a":7},"jsonrpc":"2.0","id":1}')
+
+
 def test_no_progress_without_a_token() -> None:
     """A server that invents a token from the request's id is not listened to."""
     bench = Bench()
@@ -268,6 +276,16 @@ def test_an_answered_probe_ends_the_suspicion() -> None:
     bench.request("a", '{"jsonrpc":"2.0","id":1,"method":"x"}')
     _, probe = upstream_messages(bench.mux.abandon("a", 1, "timeout", 10))
     assert bench.fail(probe["id"]) == []
+    assert bench.mux.tick(1000) == []
+
+
+def test_each_suspicion_gets_its_own_probe() -> None:
+    """After an answer, the next call that meets silence is probed for anew."""
+    bench = Bench(probe_timeout_ns=100)
+    for call in (1, 2):
+        bench.request("a", '{"jsonrpc":"2.0","id":1,"method":"x"}')
+        _, probe = upstream_messages(bench.mux.abandon("a", call, "timeout", 10))
+        bench.answer(probe["id"])
     assert bench.mux.tick(1000) == []
 
 
@@ -578,6 +596,15 @@ def test_a_failed_subscription_is_none() -> None:
     effects = bench.fail(sent["id"])
     assert received(effects) == [("a", bench.call, True)]
     assert received(bench.notify("notifications/resources/updated", '{"uri":"u:1"}')) == []
+
+
+def test_a_second_subscription_that_fails_leaves_the_first() -> None:
+    """Only what a request has changed is taken back."""
+    bench = legacy()
+    for fails in (False, True):
+        (sent,) = upstream_messages(bench.ask("a", "resources/subscribe", '"uri":"u:1"'))
+        (bench.fail if fails else bench.answer)(sent["id"])
+    assert received(bench.notify("notifications/resources/updated", '{"uri":"u:1"}')) == [("a", 0, False)]
 
 
 def test_subscriptions_are_bounded() -> None:

@@ -173,6 +173,22 @@ def test_another_version_than_asked_is_an_alias() -> None:
     assert [(i["key"], i["sessions"]) for i in rig.state()["instances"]] == [("2024-11-05", 4)]
 
 
+def test_calls_follow_the_alias() -> None:
+    """A call that waited for an instance that turned out to be an alias can still be given up where it went."""
+    rig = PoolRig((shared(),), version="2024-11-05", at_once=False)
+    rig.pool.attach("a", "s")
+    rig.initialize("a", 1, "2024-11-05")
+    rig.open_next()
+    rig.pool.attach("b", "s", "2025-06-18")
+    rig.forward("b", 1, "m")
+    rig.open_next()
+    [wire, other] = rig.wires
+    assert (wire.sent[-1]["method"], other.closed) == ("m", True)
+    rig.pool.abandon("b", 1, "timeout", rig.now)
+    assert any(message["method"] == "notifications/cancelled" for message in wire.sent)
+    assert rig.pool.in_flight == 0
+
+
 def test_batching_version_is_never_negotiated() -> None:
     """2025-03-26: asked anew for 2024-11-05; a server that insists is no death of the upstream."""
     rig = PoolRig((shared(),), version="2025-03-26")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from ops.cli.version import version
 
 ROOT = Path(__file__).parents[2]
+OURS = ("supervisor", "actors", "ipc", "ops")
 LOCKS = sorted((ROOT / "ops" / "requirements").glob("*.txt"))
 NODE_LOCK = ROOT / "tests" / "conformance" / "node" / "package-lock.json"
 SCRIPTS = [ROOT / name for name in ("ops/run", "ops/test", "ops/requirements/compile", ".ci/run")]
@@ -72,6 +76,36 @@ def test_what_is_declared_is_locked() -> None:
     run, test = (locked(ROOT / "ops" / "requirements" / f"{name}.txt") for name in ("run", "test"))
     assert {canonical(one) for one in table["dependencies"]} <= set(run)
     assert {canonical(one) for one in table["optional-dependencies"]["test"]} <= set(test)
+
+
+def imported(*folders: str) -> set[str]:
+    """The top-level names of everything that is imported below these folders and is not the standard library's."""
+    found = set()
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    beside = {path.stem for path in files} | {path.name for path in (ROOT / "tests").iterdir()}
+    for path in files:
+        if {".envs", "node_modules", "scripts"} & set(path.parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - set(OURS) - beside
+
+
+@pytest.mark.parametrize("extra", ["", "test"])
+def test_what_is_imported_is_declared(extra: str) -> None:
+    """No module works only because something else happens to bring its dependency along, or a developer has it."""
+    table = project()["project"]
+    declared = {canonical(one) for one in table["dependencies"]}
+    names = imported(*OURS)
+    if extra:
+        declared |= {canonical(one) for one in table["optional-dependencies"][extra]}
+        names = imported("tests")
+    distributions = metadata.packages_distributions()
+    missing = {name for name in names if not {canonical(one) for one in distributions.get(name, [name])} & declared}
+    assert not missing
 
 
 def test_tests_run_on_what_is_released() -> None:
