@@ -14,12 +14,14 @@ from .strategy import Effect, Event, Exited, Plan, Start, State, Tick, decide, n
 
 log = logging.getLogger("supervisor.engine")
 
+_RETRY_S = 0.1
+
 
 class Engine:
     """Feeds events to ``decide`` one at a time and has their effects performed in order.
 
-    This is a boundary: an error in ``perform`` is logged and counted and the tree goes on. If what failed was a
-    Start, that child has failed to start.
+    This is a boundary: an error in a decision or in ``perform`` is logged and counted and the tree goes on. If what
+    failed was a Start, that child has failed to start.
     """
 
     def __init__(self, plan: Plan, perform: Callable[[Effect], None]) -> None:
@@ -38,8 +40,7 @@ class Engine:
         self._deciding = True
         try:
             while self._events:
-                self.state, effects = decide(self.state, self._events.popleft(), time.monotonic_ns())
-                for effect in effects:
+                for effect in self._decide(self._events.popleft()):
                     self._carry_out(effect)
         finally:
             self._deciding = False
@@ -47,6 +48,15 @@ class Engine:
 
     def exited(self, name: str, incarnation: int, reason: str) -> None:
         self.post(Exited(name, incarnation, reason, random.random()))  # noqa: S311 - spreads restarts, hides nothing
+
+    def _decide(self, event: Event) -> tuple[Effect, ...]:
+        try:
+            self.state, effects = decide(self.state, event, time.monotonic_ns())
+        except Exception:
+            self.faults += 1
+            log.exception("no decision on %s", event)
+            return ()
+        return effects
 
     def _carry_out(self, effect: Effect) -> None:
         try:
@@ -68,5 +78,7 @@ class Engine:
                 await self._changed.wait()
             if scope.cancelled_caught:
                 self.post(Tick())
+                if next_deadline(self.state) == deadline:  # only when the decision failed; not to spin on that
+                    await trio.sleep(_RETRY_S)
 
 

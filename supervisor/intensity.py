@@ -15,9 +15,8 @@ class Intensity:
     window_ns: int
 
     def record(self, history: Moments, now: int) -> Moments:
-        """The restarts still inside the window, with one more at ``now``; never longer than ``limit`` + 1."""
-        oldest = now - self.window_ns
-        return (*(moment for moment in history if moment > oldest), now)[-(self.limit + 1) :]
+        """With one more restart at ``now``. The last ``limit`` + 1 are all that ever matter."""
+        return (*history, now)[-(self.limit + 1) :]
 
     def exceeded(self, history: Moments, now: int) -> bool:
         oldest = now - self.window_ns

@@ -308,9 +308,22 @@ class WorkerTree:
         self._changed.set()
 
     async def _end_orphans(self) -> None:
-        ended = await reaper.end_orphans(lambda: self._attended.keys() | self._inherited)
+        try:
+            ended = await reaper.end_orphans(lambda: self._attended.keys() | self._inherited)
+        except Exception:
+            self.faults += 1
+            log.exception("what a worker left behind could not be ended")
+            return
         if ended:
             log.warning("ended %d processes that a worker left behind", ended)
+
+    async def _fence(self, process: Process, fault: str) -> None:
+        try:
+            await process.fence(fault)
+        except Exception:
+            self.faults += 1
+            log.exception("pid %d could not be fenced in order, it is killed", process.pid)
+            process.kill(fault)
 
     # --- the effects of decisions
 
@@ -435,7 +448,7 @@ class WorkerTree:
             log.error("worker %s makes no progress for %d ms, it is fenced", verdict.overdue, silence_ms)
             process = self._members[verdict.overdue].process
             process.fencing = True
-            self._nursery.start_soon(process.fence, f"no progress for {silence_ms} ms")
+            self._nursery.start_soon(self._fence, process, f"no progress for {silence_ms} ms")
         self._hand_over()
         if self._engine.state.mode == "running":
             self._standby.check()

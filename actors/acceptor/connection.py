@@ -29,6 +29,7 @@ Codec = HeadReader | WsReceiver | LineReader[bytes]
 
 RECEIVE_BYTES: Final = 65536  # of one connection in one turn: fairness among ready sockets
 LINGER_NS: Final = 2_000_000_000  # a refused peer gets this long to read its refusal before the socket is closed
+RETRY_MS: Final = 1000  # what a refusal that knows nothing better tells a client: the order of an actor's restart
 LINGER_BYTES: Final = 1 << 20  # and may send this much more, unread, meanwhile
 
 
@@ -117,6 +118,8 @@ class Connection:
     parked_since_ns: int = 0
     second_ns: int = 0  # when the second began in which frames are metered
     second_frames: int = 0
+
+    armed_ns: int = 0  # when the wheel looks at this connection next; 0: never
 
     # output
     out: list[bytes | memoryview] = attrs.field(factory=list)

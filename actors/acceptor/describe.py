@@ -42,8 +42,9 @@ def acceptor(hub: Hub) -> bytes:
                 "refused": hub.refused,
                 "faults": hub.faults,
                 "calls": sum(len(connection.calls) for connection in hub.connections.values()),
-                **hub.dispatch.counts,
+                **hub.counts,
             },
+            "upstreams": hub.routes.pool.describe()["upstreams"],
             "breakers": hub.routes.breakers.describe(),
         }
     )

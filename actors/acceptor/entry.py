@@ -33,7 +33,7 @@ from ipc.messages import (
 )
 
 from . import http
-from .connection import Connection, Stage, line
+from .connection import RETRY_MS, Connection, Stage, line
 from .credential import ANONYMOUS, Credential, bearer, of_upgrade
 from .http import Handshake, HttpError, Request
 from .lines import LineReader
@@ -55,7 +55,6 @@ STATUS: Final = {
     "draining": 503,
 }
 """The HTTP status, or the JSON-RPC code on TCP, of each reason to refuse a connection."""
-RETRY_MS: Final = 1000  # after a refusal that says nothing of its own: the order of an actor's restart
 REALM: Final = 'Bearer realm="portcullis"'
 
 
@@ -92,7 +91,7 @@ class Entry:
             connection.entry_deadline_ns = now + settings.auth_timeout_ms * 1_000_000
         else:
             connection.entry_deadline_ns = now + settings.handshake_timeout_ms * 1_000_000
-        self.hub.arm(connection)
+        self.hub.deadlines.arm(connection)
         if self.hub.draining_until_ns:
             self.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
             return
@@ -111,12 +110,12 @@ class Entry:
     def recover(self, connection: Connection) -> None:
         """After a hub that crashed: ask again what it had asked for this connection. Its deadline stands."""
         waited, connection.waiting_for = connection.waiting_for, ""
-        self.hub.arm(connection)
+        self.hub.deadlines.arm(connection)
         if connection.admitted is None:
             connection.waiting_for = "limiter" if connection.listener == "tcp" else ""
             self._ask_admission(connection)
         elif connection.login_id:
-            self._login_failed(connection, connection.login_id, ActorDown("auth", "acceptor restarted"))
+            self.hub.login.fail(connection, connection.login_id, ActorDown("auth", "acceptor restarted"))
         elif connection.transport == "http" and connection.request is not None:
             self._routed(connection, connection.request)
         elif waited and connection.stage is Stage.ENTRY:
@@ -153,7 +152,7 @@ class Entry:
             released, self.released = self.released, []
             with contextlib.suppress(ActorDown):  # a new limiter is told by Resync, which no longer names them
                 self.hub.limiter.control(Released(self.hub.name, released))
-        self.hub.dispatch.report(now)
+        self.hub.budget.report(now)
         self.limiter.expire(now)
         self.auth.expire(now)
 
@@ -328,7 +327,7 @@ class Entry:
             self._feed_rest(connection, request)
             return
         connection.entry_deadline_ns = self.hub.now + settings.auth_timeout_ms * 1_000_000
-        self._authenticate(connection, credential, functools.partial(self._upgrade_decided, handshake=handshake))
+        self.authenticate(connection, credential, functools.partial(self._upgrade_decided, handshake=handshake))
 
     def _upgrade_decided(self, connection: Connection, reply: Reply, *, handshake: Handshake) -> None:
         connection.waiting_for = ""
@@ -344,7 +343,7 @@ class Entry:
             self._problem(connection, 404, "no such server")
             return
         self._switch(connection, handshake)
-        self._opened(connection, reply, upstream)
+        self.opened(connection, reply, upstream)
         self._feed_rest(connection, request)
 
     def _switch(self, connection: Connection, handshake: Handshake) -> None:
@@ -364,14 +363,14 @@ class Entry:
         if self.settings.tcp_auth_enabled:
             connection.stage = Stage.LOGIN
             return
-        self._authenticate(connection, ANONYMOUS, self._anonymous_decided)
+        self.authenticate(connection, ANONYMOUS, self._anonymous_decided)
 
     def _anonymous_decided(self, connection: Connection, reply: Reply) -> None:
         connection.waiting_for = ""
         if connection.stage >= Stage.CLOSING:
             return
         if isinstance(reply, Grant):
-            self._opened(connection, reply, "")
+            self.opened(connection, reply, "")
         else:
             self._not_granted(connection, reply)
 
@@ -379,9 +378,10 @@ class Entry:
 
     def _await_login(self, connection: Connection) -> None:
         connection.entry_deadline_ns = self.hub.now + self.settings.auth_timeout_ms * 1_000_000
-        self.hub.arm(connection)
+        self.hub.deadlines.by(connection, connection.entry_deadline_ns)
 
-    def _authenticate(self, connection: Connection, credential: Credential, decided: _Decided) -> None:
+    def authenticate(self, connection: Connection, credential: Credential, decided: _Decided) -> None:
+        """Ask auth; ``decided`` gets its answer. The connection takes no message meanwhile."""
         connection.waiting_for = "auth"
         deadline = max(connection.entry_deadline_ns, self.hub.now + self.settings.handshake_timeout_ms * 1_000_000)
         self.auth.ask(
@@ -396,55 +396,11 @@ class Entry:
             functools.partial(self.hub.step, connection, decided),
         )
 
-    def login(self, connection: Connection, request_id: bytes, token: str, server: str) -> None:
-        """The method ``authenticate``, on an open connection too. Later messages wait until it is decided."""
-        connection.login_id = request_id
-        self._authenticate(
-            connection, Credential("token", token), functools.partial(self._login_decided, id=request_id, server=server)
-        )
-
-    def _login_decided(self, connection: Connection, reply: Reply, *, id: bytes, server: str) -> None:  # noqa: A002
-        connection.waiting_for = ""
-        connection.login_id = b""
-        if connection.stage >= Stage.CLOSING:
-            return
-        if not isinstance(reply, Grant):
-            self._login_failed(connection, id, reply)
-        elif server and server not in self.hub.routes.names:
-            connection.send_message(jsonrpc.error_reply(id, -32602, "no such server", {"server": server[:128]}))
-        elif server and connection.forwarded and server != connection.upstream:
-            connection.send_message(jsonrpc.error_reply(id, -32602, "this connection uses another server already"))
-        else:
-            result: dict[str, object] = {
-                "authenticated": True,
-                "principal": reply.principal or None,
-                "session": reply.session,
-                "expiresAt": reply.expires_at_ms or None,
-            }
-            connection.send_message(jsonrpc.result_reply(id, result))
-            if connection.stage is Stage.OPEN:
-                connection.grant = reply
-                if server and server != connection.upstream:
-                    self.hub.dispatch.change_upstream(connection, server)
-            else:
-                self._opened(connection, reply, server)
-        self.hub.dispatch.resume(connection)
-
-    def _login_failed(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
-        connection.login_id = b""
-        if not isinstance(reply, Refused):
-            data: dict[str, object] = {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
-            connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))
-            return
-        connection.failed_logins += 1
-        connection.send_message(jsonrpc.error_reply(request_id, 401, "authentication failed"))
-        if connection.failed_logins >= self.settings.max_failed_attempts:
-            self.hub.close(connection, 3000, "authentication failed")
-
     def _not_granted(self, connection: Connection, reply: Reply) -> None:
         self.refuse(connection, reply if isinstance(reply, Refused) else Refused(reason="unavailable"))
 
-    def _opened(self, connection: Connection, grant: Grant, upstream: str) -> None:
+    def opened(self, connection: Connection, grant: Grant, upstream: str) -> None:
+        """The connection bears a grant from now on."""
         connection.stage = Stage.OPEN
         connection.grant = grant
         connection.entry_deadline_ns = 0
@@ -455,7 +411,7 @@ class Entry:
             connection.codec.max_line = self.settings.max_request_size
         self.hub.dispatch.attach(connection, upstream or self.hub.routes.default)
         self.hub.event(connection, "connection.opened")
-        self.hub.arm(connection)
+        self.hub.deadlines.arm(connection)
         self.hub.dirty[connection.fd] = connection
 
     def delivered(self, message: Message) -> bool:

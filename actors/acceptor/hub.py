@@ -18,7 +18,6 @@ import contextlib
 import errno
 import functools
 import logging
-import math
 import os
 import select
 import socket
@@ -30,7 +29,6 @@ import attrs
 import trio
 
 from actors.audit_ring import AuditRing
-from actors.lease_book import LeaseBook
 from actors.policy.client_key import client_key
 from ipc.context import Context, Listener
 from ipc.messages import (
@@ -46,16 +44,20 @@ from ipc.messages import (
 from ipc.settings import Settings
 
 from . import describe
+from .answers import Answers
+from .budget import Budget
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
+from .deadlines import Deadlines
 from .dispatch import Dispatch
 from .entry import Entry
 from .http import HeadReader
 from .large import LargeMessages
 from .lines import LineReader
+from .login import Login
 from .routes import Routes
 from .tcp_upstream import TcpUpstream
 from .wheel import TimerWheel
-from .ws import encode_close, encode_ping
+from .ws import encode_close
 
 log = logging.getLogger("portcullis.acceptor")
 
@@ -90,7 +92,10 @@ class Hub:
         self.context = context
         self.settings: Settings = context.settings
         self.name = context.name
-        self.estate: Estate = context.keep.setdefault("estate", Estate())
+        # A worker's sessions begin where no predecessor's can have been: what is said of an old one must not be
+        # taken for a new one's.
+        first = 1 + (context.incarnation >> 20 << 24)
+        self.estate: Estate = context.keep.setdefault("estate", Estate(next_session=first))
         self.connections = self.estate.connections
         self.now = time.monotonic_ns()
         self.epoll = select.epoll()
@@ -117,10 +122,14 @@ class Hub:
             capacity=8192,
             policy=self.settings.audit_on_full,
         )
-        self.leases = LeaseBook(context.name, enabled=self.settings.rate_limit_enabled)
+        self.counts: dict[str, int] = {}
+        self.deadlines = Deadlines(self)
+        self.budget = Budget(self)
         self.routes = Routes(self)
         self.large = LargeMessages(self)
         self.dispatch = Dispatch(self)
+        self.answers = Answers(self)
+        self.login = Login(self)
         self.entry = Entry(self)
 
         self.epoll.register(self.waker, IN)
@@ -250,11 +259,12 @@ class Hub:
     def _register(self, connection: Connection) -> None:
         connection.interest = IN
         self.watch(connection.fd, IN, functools.partial(self._on_socket, connection))
-        self.arm(connection)
+        self.deadlines.arm(connection)
 
     def adopt_kept(self) -> None:
         """Serve the connections that a crashed predecessor left: what it was doing for them is answered as unknown."""
         for connection in list(self.connections.values()):
+            connection.armed_ns = 0  # in its predecessor's wheel
             self._register(connection)
             self.step(connection, self.dispatch.recover, self.now)
             self.dirty[connection.fd] = connection
@@ -286,7 +296,7 @@ class Hub:
             return
         if not data:
             connection.eof = True
-            self.dispatch.ended(connection, now)
+            self.dispatch.ended(connection)
             self.dirty[connection.fd] = connection
             return
         connection.bytes_in += len(data)
@@ -346,9 +356,7 @@ class Hub:
             return
         if sent or not connection.blocked_since_ns:  # it reads, if slowly; or it has just stopped
             connection.blocked_since_ns = self.now
-            self.wheel.add(
-                self.now + self.settings.write_timeout_ms * 1_000_000, functools.partial(self.check, connection)
-            )
+            self.deadlines.by(connection, self.now + self.settings.write_timeout_ms * 1_000_000)
         index = 0
         while sent >= len(out[index]):
             sent -= len(out[index])
@@ -377,12 +385,13 @@ class Hub:
         self._leave(connection, reason)
         connection.stage = Stage.CLOSING
         self.dirty[connection.fd] = connection
-        self.wheel.add(self.now + LINGER_NS + TICK_NS, functools.partial(self.check, connection))
+        self.deadlines.by(connection, self.now + LINGER_NS)
 
     def _linger(self, connection: Connection) -> None:
         """All is written. Closing with unread input would reset the connection and destroy the answer on its way to
         the peer (RFC 1122 §4.2.2.13), so send FIN and read the rest away for a bounded while."""
         connection.linger_until_ns = self.now + LINGER_NS
+        self.deadlines.by(connection, connection.linger_until_ns)
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -423,76 +432,7 @@ class Hub:
             self.event(connection, "connection.closed", reason=reason)
         self.dispatch.leave(connection)
 
-    # --- timers ----------------------------------------------------------------------------------------------
-
-    def arm(self, connection: Connection) -> None:
-        """Look at the connection again when the earliest of its own deadlines comes."""
-        deadline = self._deadline(connection)
-        if deadline != math.inf:
-            self.wheel.add(int(deadline), functools.partial(self._timer, connection))
-
-    def _timer(self, connection: Connection, now: int) -> None:
-        if connection.stage is Stage.CLOSED:
-            return
-        self.check(connection, now)
-        if connection.stage < Stage.CLOSING:
-            self.arm(connection)
-
-    def _deadline(self, connection: Connection) -> float:
-        if connection.stage is Stage.OPEN:
-            idle = self._idle_ns(connection)
-            due = connection.last_message_ns + idle if idle else math.inf
-            if connection.calls:
-                due = max(due, self.now + 1_000_000_000)
-            if connection.transport == "ws" and self.settings.ws_ping_interval_ms:
-                due = min(due, max(connection.last_ping_ns, connection.opened_ns) + self._ping_ns)
-            return due
-        return connection.entry_deadline_ns or math.inf
-
-    @property
-    def _ping_ns(self) -> int:
-        return self.settings.ws_ping_interval_ms * 1_000_000
-
-    def _idle_ns(self, connection: Connection) -> int:
-        settings = self.settings
-        timeout = settings.ws_connection_timeout if connection.transport == "ws" else settings.tcp_connection_timeout
-        return timeout * 1_000_000
-
-    def check(self, connection: Connection, now: int) -> None:
-        """Enforce whichever of the connection's deadlines has passed."""
-        self.step(connection, self._check, now)
-
-    def _check(self, connection: Connection, now: int) -> None:
-        stage = connection.stage
-        if stage is Stage.CLOSED:
-            return
-        write_timeout = self.settings.write_timeout_ms * 1_000_000
-        if connection.blocked_since_ns and now - connection.blocked_since_ns >= write_timeout:
-            self.close_now(connection, "write timeout")
-        elif stage is Stage.CLOSING:
-            if now >= connection.linger_until_ns and (connection.linger_until_ns or not connection.blocked_since_ns):
-                self.close_now(connection, "closed")
-        elif stage < Stage.OPEN:
-            if connection.entry_deadline_ns and now >= connection.entry_deadline_ns:
-                self.entry.timed_out(connection)
-        else:
-            self._check_open(connection, now)
-
-    def _check_open(self, connection: Connection, now: int) -> None:
-        idle = self._idle_ns(connection)
-        if idle and not connection.calls and now - connection.last_message_ns >= idle:
-            self.close(connection, 1001, "idle timeout")
-            return
-        ping = self._ping_ns
-        if connection.transport == "ws" and ping:
-            last = max(connection.last_ping_ns, connection.opened_ns)
-            if now - last >= ping:
-                if connection.last_ping_ns and connection.last_received_ns < connection.last_ping_ns:
-                    self.close_now(connection, "ping timeout")
-                    return
-                connection.last_ping_ns = now
-                connection.write(encode_ping())
-                self.dirty[connection.fd] = connection
+    # --- the clock ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """What happens by the clock: timers, lease reports, batches to the policy actors."""
@@ -575,6 +515,10 @@ class Hub:
     def forget(self, fd: int) -> None:
         if self.ready.pop(fd, None) is not None:
             self.epoll.unregister(fd)
+
+    def count(self, what: str) -> None:
+        """One more of ``what``, for the statistics."""
+        self.counts[what] = self.counts.get(what, 0) + 1
 
     def public_id(self, connection: Connection) -> str:
         """The connection's name in logs, audit and the admin API."""

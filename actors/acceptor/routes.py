@@ -62,6 +62,10 @@ class Route(Protocol):
         """0: the breaker lets one call pass now. Otherwise in how many milliseconds to ask again."""
         ...
 
+    def is_open(self) -> bool:
+        """Whether the breaker lets nothing pass. What gets no answer is no probe and takes no permit."""
+        ...
+
 
 class Breakers:
     """The acceptor's copy of the circuits. An upstream that nothing is known of counts as half-open."""
@@ -97,6 +101,10 @@ class Breakers:
             self._circuits[circuit.upstream] = circuit
             self._permits[circuit.upstream] = circuit.permits
 
+    def is_open(self, upstream: str) -> bool:
+        circuit = self._circuits.get(upstream)
+        return self._enabled and circuit is not None and circuit.state == "open"
+
     def refused_for(self, upstream: str, now: int) -> int:
         if not self._enabled:
             return 0
@@ -120,8 +128,8 @@ class _Timeouts:
     """An upstream's timeouts in nanoseconds: its own, or the gateway's."""
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
-        self.timeout_ns = (upstream.timeout_ms or hub.settings.circuitbreaker_timeout) * 1_000_000
-        self.max_timeout_ns = max(self.timeout_ns, upstream.max_timeout_ms * 1_000_000)
+        self.timeout_ns = hub.settings.call_timeout_ms(upstream) * 1_000_000
+        self.max_timeout_ns = hub.settings.max_call_timeout_ms(upstream) * 1_000_000
 
 
 class BridgeRoute(_Timeouts):
@@ -155,7 +163,7 @@ class BridgeRoute(_Timeouts):
             pass  # its next incarnation is told of every session when it comes up
         except MailboxFull:
             log.warning("the bridge does not keep up; a %s was lost", type(message).__name__)
-            self._hub.dispatch.count("bridge_control_lost")
+            self._hub.count("bridge_control_lost")
 
     def forward(self, session: int, call: int, envelope: Envelope, raw: bytes, now: int) -> bool:  # noqa: ARG002
         try:
@@ -169,6 +177,9 @@ class BridgeRoute(_Timeouts):
 
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)
+
+    def is_open(self) -> bool:
+        return self._hub.routes.breakers.is_open(self._name)
 
 
 class TcpRoute(_Timeouts):
@@ -200,6 +211,9 @@ class TcpRoute(_Timeouts):
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)
 
+    def is_open(self) -> bool:
+        return self._hub.routes.breakers.is_open(self._name)
+
 
 class PoolOwner:
     """What the pool of TCP upstreams wants of its owner. Runs in the hub's turn."""
@@ -213,16 +227,16 @@ class PoolOwner:
 
     def deliver(self, session: Hashable, call: int, final: bool, raw: bytes) -> None:
         assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
-        self._hub.dispatch.deliver(session, call, final, raw)
+        self._hub.answers.deliver(session, call, final, raw)
 
     def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:
         assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
         # Posted: a call may fail before ``forward`` has returned and the call is in its connection's table.
-        self._hub.post(functools.partial(self._hub.dispatch.failed, session, call, code, reason, sent, retry_after_ms))
+        self._hub.post(functools.partial(self._hub.answers.failed, session, call, code, reason, sent, retry_after_ms))
 
     def lost(self, session: Hashable, reason: str) -> None:
         assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
-        self._hub.dispatch.lost(session, reason)
+        self._hub.answers.lost(session, reason)
 
     def outcome(self, upstream: str, kind: str) -> None:
         row = self.outcomes.setdefault(upstream, [0] * len(KINDS))
@@ -254,7 +268,7 @@ class Routes:
         self.default = upstreams[0].name
         self._owner = PoolOwner(hub)
         network = tuple(upstream for upstream in upstreams if upstream.kind == "tcp")
-        self.pool = Pool(network, self._owner, settings=hub.settings, now=hub.now)
+        self.pool = Pool(network, self._owner, settings=hub.settings, now=hub.now, on_change=self._owner.changed)
         self._routes: dict[str, BridgeRoute | TcpRoute] = {
             upstream.name: TcpRoute(hub, upstream, self.pool) if upstream.kind == "tcp" else BridgeRoute(hub, upstream)
             for upstream in upstreams
@@ -285,22 +299,22 @@ class Routes:
     def _bridge_changed(self, incarnation: int) -> None:
         """Down: whatever was in flight there is answered now. Up: it is told of all sessions."""
         before, self._bridge_incarnation = self._bridge_incarnation, incarnation
-        dispatch = self._hub.dispatch
+        answers = self._hub.answers
         for connection in list(self._hub.connections.values()):
             route = connection.route
             if not isinstance(route, BridgeRoute) or connection.stage is not Stage.OPEN:
                 continue
             if before and before != incarnation:
                 if route.per_session and connection.forwarded:
-                    dispatch.lost(connection.session, "bridge down")
+                    answers.lost(connection.session, "bridge down")
                     continue
                 for number in list(connection.calls):
-                    dispatch.failed(connection.session, number, 502, "bridge down", True, 0)
+                    answers.failed(connection.session, number, 502, "bridge down", True, 0)
             if incarnation:
                 route.attach(connection.session, connection.upstream, connection.grant, connection.version)
                 if connection.parked_for == "room":
                     connection.parked_for = ""
-                    self._hub.step(connection, dispatch.resume)
+                    self._hub.step(connection, self._hub.dispatch.resume)
 
     def tick(self, now: int) -> None:
         self.pool.tick(now)
@@ -314,16 +328,16 @@ class Routes:
 
     def delivered(self, message: Message) -> bool:
         """Whether ``message`` came from an upstream or the breaker; it has been dealt with then."""
-        dispatch = self._hub.dispatch
+        answers = self._hub.answers
         match message:
             case Deliver():
-                dispatch.deliver(message.session, message.call, message.final, message.raw)
+                answers.deliver(message.session, message.call, message.final, message.raw)
             case CallFailed():
-                dispatch.failed(
+                answers.failed(
                     message.session, message.call, message.code, message.reason, message.sent, message.retry_after_ms
                 )
             case SessionLost():
-                dispatch.lost(message.session, message.reason)
+                answers.lost(message.session, message.reason)
             case BreakerSnapshot():
                 self.breakers.learn(message)
             case _:

@@ -86,7 +86,7 @@ class Call:
     id: bytes  # the client's own
     progress: bytes  # the client's own token; b"" when it gave none
     method: str
-    level: str
+    level: str  # from which on the request itself asks for log messages (2026-07-28); "" when it doesn't
     sent_ns: int
     heard: int  # how many messages had come from the upstream by then
     open_ended: bool
@@ -323,7 +323,7 @@ class SharedInstance:
             envelope.id,
             envelope.progress,
             envelope.method,
-            envelope.level,
+            "" if envelope.method == "logging/setLevel" else envelope.level,
             now,
             self._silence.heard,
             is_open_ended(envelope.method),

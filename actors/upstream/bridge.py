@@ -46,8 +46,10 @@ from ipc.settings import Upstream
 
 from .descendants import become_subreaper
 from .outlet import Outlet
-from .pool import MILLISECOND, SECOND, Change, Instance, Pool
-from .process import GRACE_S, REGISTRY, Child, ChildEvents, SpawnFailed, end_all_now, environment
+from .pool import Instance, Pool
+from .process import GRACE_S, Child, ChildEvents
+from .registry import REGISTRY, SpawnFailed, end_all_now, environment
+from .slot import MILLISECOND, SECOND, Change
 
 log = logging.getLogger("portcullis.upstream")
 
@@ -159,7 +161,7 @@ class Bridge:
             self._pool.tick(now)
             if self._outcomes_due_ns is not None and now >= self._outcomes_due_ns:
                 self._report_outcomes(now)
-            if self._children and now >= self._orphans_due_ns:
+            if (self._children or REGISTRY.orphans) and now >= self._orphans_due_ns:
                 REGISTRY.end_orphans()
                 self._orphans_due_ns = now + ORPHANS_NS
                 self._audit.flush()
@@ -174,7 +176,7 @@ class Bridge:
 
     def _next_deadline(self) -> int | None:
         deadlines = [self._pool.next_deadline(), self._outcomes_due_ns]
-        if self._children:
+        if self._children or REGISTRY.orphans:
             deadlines.append(self._orphans_due_ns)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 

@@ -134,7 +134,7 @@ def _single(reading: Reading, text: str) -> tuple[Upstream, ...]:
 
 def _config(reading: Reading, path: Path) -> tuple[Upstream, ...]:
     document = _json(reading, path)
-    if document is None:
+    if document is None and reading.problems:
         return ()
     servers = document.get("mcpServers") if isinstance(document, dict) else None
     if not isinstance(servers, dict):
@@ -164,7 +164,7 @@ def _config(reading: Reading, path: Path) -> tuple[Upstream, ...]:
 
 
 def _json(reading: Reading, path: Path) -> object:
-    """The document; None when it can't be read, which is reported."""
+    """The document. When it can't be read, that is reported, and None is returned."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
@@ -254,10 +254,12 @@ def _stdio(reading: Reading, name: str, where: str, server: dict[str, Any]) -> U
             reading.wrong(f"{where}, env, {variable[:40]!a}", "can't be a variable's name")
     if "headers" in server:
         reading.wrong(f"{where}, headers", 'only go with "url"')
-    if len(reading.problems) > before:
+    if not (isinstance(command, str) and isinstance(args, list) and isinstance(cwd, str)):
         return None
     command = reading.expand(command, f"{where}, command")
-    args = tuple(reading.expand(arg, f"{where}, args[{index}]") for index, arg in enumerate(args))
+    args = tuple(
+        reading.expand(arg, f"{where}, args[{index}]") for index, arg in enumerate(args) if isinstance(arg, str)
+    )
     cwd = reading.expand(cwd, f"{where}, cwd")
     if cwd:
         cwd = str(reading.directory / Path(cwd).expanduser())

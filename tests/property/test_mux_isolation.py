@@ -48,6 +48,7 @@ class Call:
     token: bytes | None
     method: str
     uri: str = ""
+    asks: bool = False  # for log messages, in the modern way
     minted: int = 0  # as the upstream saw it; 0: not yet
 
     @property
@@ -160,23 +161,34 @@ class SharedUpstream(RuleBasedStateMachine):
         self.attached.discard(session)
         self.apply(self.mux.detach(session, self.now))
 
-    def send(self, session: str, method: str, params: bytes, pick: int, token: bytes | None = None, uri: str = "") -> None:
+    def send(
+        self,
+        session: str,
+        method: str,
+        params: bytes,
+        pick: int,
+        token: bytes | None = None,
+        uri: str = "",
+        asks: bool = False,
+    ) -> None:
         taken = {call.id for call in self.live.values() if call.session == session}
         free = [choice for choice in IDS if choice not in taken]
         if session not in self.attached or not free:
             return
         self.numbers += 1
-        call = Call(session, self.numbers, free[pick % len(free)], token, method, uri)
-        meta = b"" if token is None else b',"_meta":{"x":[1.0],"progressToken":%b}' % token
+        call = Call(session, self.numbers, free[pick % len(free)], token, method, uri, asks)
+        meta = b"" if token is None else b',"progressToken":%b' % token
+        meta += b',"io.modelcontextprotocol/logLevel":"warning"' if asks else b""
+        meta = b',"_meta":{"x":[1.0]%b}' % meta if meta else b""
         raw = b'{"jsonrpc":"2.0", "id":%b,"method":"%b","params":{"tag":"%b"%b%b}}' % (
             call.id, method.encode(), call.tag.encode(), params, meta
         )
         self.live[session, call.number] = call
         self.apply(self.mux.from_client(session, call.number, parse_client(raw), raw, self.now))
 
-    @rule(session=sessions, pick=picks, token=st.sampled_from(TOKENS))
-    def request(self, session: str, pick: int, token: bytes | None) -> None:
-        self.send(session, "tools/call", b"", pick, token)
+    @rule(session=sessions, pick=picks, token=st.sampled_from(TOKENS), asks=st.booleans())
+    def request(self, session: str, pick: int, token: bytes | None, asks: bool) -> None:
+        self.send(session, "tools/call", b"", pick, token, asks=asks)
 
     @rule(session=sessions, pick=picks)
     def listen(self, session: str, pick: int) -> None:
@@ -309,7 +321,8 @@ class SharedUpstream(RuleBasedStateMachine):
     @rule(uri=st.sampled_from([*URIS, "u:/a/b/c", "u:/", "v"]))
     @precondition(lambda self: self.running and self.legacy and self.mux.ready)
     def updated(self, uri: str) -> None:
-        given = self.up(b'{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"%b"}}' % uri.encode())
+        head = b'{"jsonrpc":"2.0","method":"notifications/resources/updated",'
+        given = self.up(head + b'"params":{"uri":"%b"}}' % uri.encode())
         expected = {
             session
             for subscribed, holders in self.subscribed.items()
@@ -324,10 +337,13 @@ class SharedUpstream(RuleBasedStateMachine):
         """It reaches at most one client, and none while it could be another one's."""
         given = self.up(b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"%b"}}' % level.encode())
         assert len(given) <= 1
-        busy = {call.session for call in self.live.values() if call.minted and "listen" not in call.method}
-        for to in given:
-            assert busy <= {to.session}
-            assert busy or self.attached == {to.session}
+        if self.legacy:
+            busy = {call.session for call in self.live.values() if call.minted and "listen" not in call.method}
+            assert all({to.session} == (busy or self.attached) for to in given)
+        else:
+            asking = {call.session for call in self.live.values() if call.asks}
+            expected = asking if len(asking) == 1 and level in ("warning", "error") else set()
+            assert {to.session for to in given} == expected
 
     @rule(raw=st.sampled_from([
         b"", b"garbage", b"[]", b'{"jsonrpc":"2.0","id":"1","result":{}}', b'{"jsonrpc":"2.0","id":null,"result":{}}',

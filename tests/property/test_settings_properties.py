@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.settings import Settings
-from supervisor.settings import ConfigurationError, dotenv, load
+from supervisor.settings import ConfigurationError, Problem, dotenv, load
 from supervisor.settings.secrets import weakness
 from supervisor.settings.variables import VARIABLES, edit_distance
 
@@ -28,14 +28,17 @@ def test_any_environment_and_flags_give_settings_or_a_configuration_error(
 ) -> None:
     """No other exception, and what is accepted can be sent to a worker."""
     with tempfile.TemporaryDirectory() as directory:
+        problems: tuple[Problem, ...] | None = None
+        settings: Settings | None = None
         try:
-            loaded = load(argv, environ, directory)
+            settings = load(argv, environ, directory).settings
         except ConfigurationError as error:
-            assert error.problems
-            assert all(problem.variable and problem.what for problem in error.problems)
-        else:
-            encoded = msgspec.msgpack.encode(loaded.settings)
-            assert msgspec.msgpack.decode(encoded, type=Settings) == loaded.settings
+            problems = error.problems
+    if settings is not None:
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings) == settings
+    else:
+        assert problems
+        assert all(problem.variable and problem.what for problem in problems)
 
 
 @given(st.text() | st.text(string.ascii_letters + "=\"'# \\\n\r$-_"))
@@ -94,7 +97,10 @@ def test_the_edit_distance_is_a_distance_and_its_bound_is_safe(one: str, other: 
     assert bounded == distance if distance <= at_most else bounded > at_most
 
 
-@given(st.sampled_from([variable.name for variable in VARIABLES if variable.secret]), st.text(string.ascii_letters + "-_!", min_size=8))
+SECRETS = [variable.name for variable in VARIABLES if variable.secret]
+
+
+@given(st.sampled_from(SECRETS), st.text(string.ascii_letters + "-_!", min_size=8))
 def test_no_problem_ever_holds_a_secret(name: str, secret: str) -> None:
     """In any profile, through the environment or a flag."""
     value = f"QZX{secret}QZX"

@@ -16,7 +16,7 @@ import trio
 
 from actors.policy.jsonrpc import parse_client
 from actors.upstream import bridge, descendants
-from actors.upstream.process import REGISTRY
+from actors.upstream.registry import REGISTRY
 from ipc.context import Context
 from ipc.errors import ActorDown
 from ipc.exchange import Exchange
@@ -80,7 +80,7 @@ class Client:
     def forward(self, raw: bytes, call: int) -> None:
         assert self.rig.bridge.tell(Forward(self.acceptor, self.number, call, parse_client(raw), raw))
 
-    def request(self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1) -> int:  # noqa: A002
+    def request(self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1) -> int:
         """Send; the call's number."""
         self.calls += 1
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": method}
@@ -96,7 +96,7 @@ class Client:
         await self.rig.until(lambda: call in self.answers or call in self.failures)
         return self.answers.get(call) or self.failures[call]
 
-    async def call(self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1) -> Any:  # noqa: A002
+    async def call(self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1) -> Any:
         """The result; CallFailed or the error where there is none."""
         answer = await self.outcome(self.request(method, params, id=id))
         if isinstance(answer, CallFailed):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,8 @@ import pytest
 import trio
 
 from actors.upstream import descendants
-from actors.upstream.process import REGISTRY, Child, ChildEvents, SpawnFailed, end_all_now, environment, printable
+from actors.upstream.process import Child, ChildEvents, printable
+from actors.upstream.registry import REGISTRY, SpawnFailed, end_all_now, environment
 
 UPSTREAMS = Path(__file__).parent.parent / "upstreams"
 SECRET = "a-secret-that-no-message-may-hold"
@@ -128,7 +130,7 @@ def alive(pid: int) -> bool:
 
 async def appears(path: Path) -> dict[str, int]:
     with trio.fail_after(30):
-        while not await trio.Path(path).exists():  # noqa: ASYNC110 - another process makes it
+        while not await trio.Path(path).exists():
             await trio.sleep(0.01)
     return json.loads(await trio.Path(path).read_text())
 
@@ -299,7 +301,8 @@ async def test_last_words_are_heard_while_paused() -> None:
         assert owner.child is not None
         owner.child.pause()
         owner.ask("later")
-        await trio.lowlevel.wait_readable(owner.child._stdout)  # it has answered, unseen
+        answered, _, _ = await trio.to_thread.run_sync(select.select, [owner.child._stdout], [], [], 30)
+        assert answered
         os.kill(owner.child.pid, signal.SIGKILL)
         await owner.until(lambda: owner.reasons)
         assert [line["result"]["method"] for line in owner.lines] == ["hello", "later"]

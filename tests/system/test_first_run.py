@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from gateway import Gateway
+from requirement import need
 
 NOTHING = {"WS_AUTH_TOKEN": None, "TCP_AUTH_TOKEN": None}
 
@@ -69,8 +70,7 @@ def test_the_client_speaks_both_eras_through_the_gateway(gateway: Gateway, trans
 def test_ops_run_starts_the_same(tmp_path: Path) -> None:
     """The one command of the README passes flags and exit codes on: here, of a check that fails."""
     root = Path(__file__).parents[2]
-    if not (root / ".venv" / ".portcullis-run").exists() and not (root / ".venv" / ".portcullis-test").exists():
-        pytest.skip("this tree was not set up by ops/run or ops/test")
+    need((root / ".venv" / ".portcullis-run").exists(), "this tree was not set up by ops/run or ops/test")
     done = subprocess.run(
         [str(root / "ops" / "run"), "--check-config", "--ws-port", "-1"],
         cwd=tmp_path, env=os.environ | {"STATE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,

@@ -42,6 +42,14 @@ def test_a_stop_drains_in_order_and_leaves_nothing(number: signal.Signals) -> No
         assert states["admin"] == "up", "admin hears of the drain before it is stopped itself"
 
 
+def test_a_stop_in_the_middle_of_the_start() -> None:
+    """Some workers are up, others not yet: all end, in order, with exit code 0."""
+    with supervised(wait=False) as gateway:
+        gateway.until(lambda: logged(gateway, "worker policy is up"))
+        assert gateway.stop() == 0
+        assert [event["event"] for event in gateway.events()][-1] == "gateway.stopped"
+
+
 def test_a_second_signal_ends_at_once() -> None:
     """With an exit code that names the signal, without waiting for the drain."""
     with supervised("stubborn", drain_timeout_ms=600_000) as gateway:

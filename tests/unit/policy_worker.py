@@ -112,5 +112,5 @@ async def policy_worker(tmp_path: Path, **settings: Any) -> AsyncIterator[Worker
 async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
     """Wait until it holds; fails when it doesn't in time."""
     with trio.fail_after(within_s):
-        while not condition():  # noqa: ASYNC110 - of files and other threads there is no event
+        while not condition():  # of files and other threads there is no event
             await trio.sleep(0.002)

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from actors.policy.jsonrpc import parse_client
-from actors.upstream.pool import SECOND, Instance, Pool
+from actors.upstream.pool import Instance, Pool
+from actors.upstream.slot import SECOND
 from ipc.settings import Settings, Upstream
 
 META = {

@@ -17,6 +17,7 @@ from policy_worker import Worker, eventually, policy_worker
 from actors import audit, audit_log
 from actors.audit_ring import AuditRing
 from actors.policy.chain import START, Head, Verification, verify
+from ipc.errors import DeadlineExceeded
 from ipc.messages import AuditAck, AuditBatch, AuditEvent, Refused
 
 
@@ -182,6 +183,20 @@ async def test_a_moved_file_is_left_and_a_new_one_begun(tmp_path: Path) -> None:
         assert _verify(tmp_path).first_bad is None
 
 
+async def test_a_file_that_was_copied_and_emptied_begins_anew(tmp_path: Path) -> None:
+    """After logrotate's copytruncate the emptied file opens with an anchor, and the copy and it verify together."""
+    async with policy_worker(tmp_path) as worker:
+        await worker.start("audit", audit.main)
+        await _send(worker, 0, _event(method="a"))
+        path = _files(tmp_path)[-1]
+        path.with_name("security-audit.log.1").write_bytes(path.read_bytes())
+        os.truncate(path, 0)
+        await _send(worker, 1, _event(method="b"))
+        assert b'"event":"audit.anchor"' in path.read_bytes().splitlines()[0]
+        assert _methods(tmp_path) == ["a", "b"]
+        assert _verify(tmp_path).first_bad is None
+
+
 async def test_a_crash_in_the_middle_of_a_rotation_keeps_the_chain(tmp_path: Path) -> None:
     """Killed between the rename and the new file, audit finds the end of the chain in the renamed one."""
     async with policy_worker(tmp_path) as worker:
@@ -248,13 +263,14 @@ async def test_a_failed_authentication_is_on_the_disk_before_it_is_acknowledged(
         assert (answers, syncs) == ([AuditAck(2)], 1)
 
 
-def _broken_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """The log's writes fail while it is switched on; the journal's too, as they share a disk."""
+def _broken_disk(monkeypatch: pytest.MonkeyPatch, place: str = "") -> Callable[[bool], None]:
+    """Writes to files whose path contains ``place`` fail while it is switched on; by default the journal's too."""
     state = {"full": False}
     real = os.write
 
     def write(fd: int, data: Any) -> int:
-        if state["full"] and "/tmp" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+        name = str(Path(f"/proc/self/fd/{fd}").readlink())
+        if state["full"] and name.startswith("/") and place in name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(fd, data)
 
@@ -284,6 +300,32 @@ async def test_on_a_full_disk_block_holds_the_senders(tmp_path: Path, monkeypatc
         assert await ring.settled()
         assert not ring.full
         assert _methods(tmp_path) == [str(number) for number in range(14)]
+        assert _verify(tmp_path).first_bad is None
+
+
+async def test_what_was_only_counted_is_not_counted_twice_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's disk fails while the journal's works; after the retry and a crash the sum is still exact."""
+    monkeypatch.setattr(audit, "_RETRY_NS", 1_000_000)
+    async with policy_worker(tmp_path, audit_on_full="block") as worker:
+        await worker.start("audit", audit.main)
+        ring = AuditRing(worker.exchange.address("audit"), "test", 1024, "block")
+        full = _broken_disk(monkeypatch, str(tmp_path / "log"))
+        full(True)
+        refusal = _event("rate.limited", outcome="refused", peer_ip="192.0.2.7")
+        batch = AuditBatch("test~1", 0, [refusal] * 20)
+        with pytest.raises(DeadlineExceeded):
+            await worker.exchange.address("audit").ask(batch, time.monotonic_ns() + 50_000_000)
+        full(False)
+        assert await _send(worker, 0, *[refusal] * 20) == AuditAck(20)
+        await worker.kill("audit")
+        await worker.start("audit", audit.main)
+        ring.record(_event(method="end"))
+        assert await ring.settled()
+        await worker.drain("audit")
+        counts = [r.get("detail", {}).get("count", 1) for r in _records(tmp_path) if r["event"] == "rate.limited"]
+        assert sum(counts) == 20
         assert _verify(tmp_path).first_bad is None
 
 

@@ -262,6 +262,33 @@ def test_a_bare_lf_is_refused_without_waiting_for_the_end() -> None:
         reader.receive(b"\n")
 
 
+def test_a_bare_cr_is_refused_without_waiting_for_the_end() -> None:
+    """A CR at the end of a read may still get its LF; what comes instead is refused at once."""
+    reader = HeadReader()
+    assert reader.receive(b"GET / HTTP/1.1\r") is None
+    with pytest.raises(HttpError):
+        reader.receive(b"x")
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        ("Lf: a\nb", "lines must end with CR LF"),
+        ("Cr: a\rb", "lines must end with CR LF"),
+        ("Umlaut: \xe4", "non-ASCII byte in the head"),
+        ("Nul: \x00", "control character in the head"),
+        (" folded", "folded header line"),
+        ("\tfolded", "folded header line"),
+        ("NoColon", "malformed header line"),
+    ],
+)
+def test_a_refusal_names_the_offence(line: str, detail: str) -> None:
+    """The detail says what is wrong, not just that something is."""
+    with pytest.raises(HttpError) as caught:
+        parse(head(line))
+    assert caught.value.detail == detail
+
+
 @pytest.mark.parametrize("byte", [0x80, 0xA0, 0xE4, 0xFF])
 @pytest.mark.parametrize("place", ["first", "target", "name", "value"])
 def test_no_byte_of_a_head_is_beyond_ascii(byte: int, place: str) -> None:
@@ -385,6 +412,15 @@ def test_the_request_line_has_a_limit_of_its_own(step: int) -> None:
     assert status(head(first=line.replace("/y", "/yy")), step) == 414
 
 
+def test_a_request_line_too_long_is_refused_before_its_end() -> None:
+    """With the 8193rd byte and its successor there, no line end can make it right."""
+    reader = HeadReader()
+    assert reader.receive(b"GET /" + b"y" * (8193 - 5)) is None
+    with pytest.raises(HttpError) as caught:
+        reader.receive(b"y")
+    assert caught.value.status == 414
+
+
 def test_the_number_of_fields_is_bounded() -> None:
     """100 fields pass, 101 are 431."""
     assert len(parse(head(*["A: b"] * 99)).headers) == 100
@@ -435,6 +471,12 @@ def test_only_an_offered_subprotocol_is_agreed_to() -> None:
     assert b"Sec-WebSocket-Protocol" not in switching_protocols(handshake, None)
     with pytest.raises(ValueError):
         switching_protocols(handshake, "other")
+
+
+def test_subprotocols_keep_their_case() -> None:
+    """They may carry a token: RFC 6455 §11.3.4 compares them as they are."""
+    request = parse(upgrade("Sec-WebSocket-Protocol: mcp", "Sec-WebSocket-Protocol: bearer.aBcD, MCP"))
+    assert websocket_handshake(request).subprotocols == ("mcp", "bearer.aBcD", "MCP")
 
 
 @pytest.mark.parametrize(
@@ -618,8 +660,13 @@ def test_problems_are_rfc_9457_documents() -> None:
         "detail": 'too "big"\n',
         "limit": 7,
     }
-    _, body, _ = read_answer(problem(403, "no", title="Refused"))
+    _, body, client = read_answer(problem(403, "no", title="Refused"))
     assert json.loads(body)["title"] == "Refused"
+    assert client.their_state is h11.MUST_CLOSE
+    assert read_answer(problem(403, "no", close=False))[2].their_state is h11.DONE
+    event, body, _ = read_answer(problem(403, "no", head_only=True), "HEAD")
+    assert body == b""
+    assert int(dict(event.headers)[b"content-length"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,43 @@ async def test_after_a_restart_nobody_is_admitted_before_all_have_told_theirs(tm
         assert sorted(type(answer).__name__ for answer in answers) == ["Admitted", "Refused"]
 
 
+async def test_after_a_restart_acceptors_that_are_still_joining_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limiter that comes back before the channel to a live acceptor admits nobody without that one's connections."""
+    monkeypatch.setattr(limiter, "_JOINING_NS", 3_600_000_000_000)
+    async with policy_worker(tmp_path, ws_max_connections=1) as worker:
+        await _limiter(worker, A0)
+        await worker.kill("limiter")
+        await worker.start("limiter", limiter.main)
+        _control(worker, Resync(A0, []))
+        answers: list[Message] = []
+
+        async def ask() -> None:
+            answers.append(await _admit(worker, 1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await worker.describe("limiter"))["parked"] == 1
+            worker.open(A1)
+            _control(worker, Resync(A1, [(5, "ws", "a")]))
+        assert answers == [Refused("limit", 1000, "total")]
+
+
+async def test_an_acceptor_that_never_joins_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the time for joining is over, those that are up decide."""
+    monkeypatch.setattr(limiter, "_JOINING_NS", 20_000_000)
+    async with policy_worker(tmp_path) as worker:
+        await _limiter(worker, A0)
+        await worker.kill("limiter")
+        await worker.start("limiter", limiter.main)
+        _control(worker, Resync(A0, []))
+        assert isinstance(await _admit(worker, 1), Admitted)
+
+
 async def test_a_question_that_waits_for_an_acceptor_ends_with_its_deadline(tmp_path: Path) -> None:
     """An acceptor that never tells its connections blocks no question past its own deadline."""
     async with policy_worker(tmp_path) as worker:

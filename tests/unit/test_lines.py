@@ -112,6 +112,27 @@ def test_head_and_tail_never_overlap(step: int, length: int, end: bytes) -> None
     assert item.tail == line[KEPT_HEAD:][-KEPT_TAIL:]
 
 
+@pytest.mark.parametrize("step", [1, 999, 1 << 20])
+def test_what_was_held_before_the_limit_passed_is_in_the_tail(step: int) -> None:
+    """A limit beyond the kept head: what lies between the two isn't lost when the limit passes."""
+    line = (bytes(range(32, 127)) * 1000)[: KEPT_HEAD + 10_003]
+    reader = LineReader(max_line=KEPT_HEAD + 10_000, on_overflow="discard")
+    items: list[bytes | Oversize] = []
+    for piece in pieces(line + b"\n", step):
+        items += reader.receive(piece)
+    assert items == [Oversize(line[:KEPT_HEAD], line[-KEPT_TAIL:], len(line))]
+
+
+def test_a_cr_that_the_tail_ends_with_costs_it_no_byte() -> None:
+    """The tail is full whether or not the line ended with CR, also just after it was trimmed."""
+    line = (bytes(range(32, 127)) * 2000)[: KEPT_HEAD + 20_000]
+    reader = LineReader(max_line=10, on_overflow="discard")
+    assert reader.receive(line[: KEPT_HEAD + 5_000]) == []
+    assert reader.receive(line[KEPT_HEAD + 5_000 : KEPT_HEAD + 10_000]) == []
+    assert reader.receive(line[KEPT_HEAD + 10_000 :] + b"\r") == []
+    assert reader.receive(b"\n") == [Oversize(line[:KEPT_HEAD], line[-KEPT_TAIL:], len(line))]
+
+
 def test_an_endless_line_is_held_in_constant_space() -> None:
     """However much comes without an end, only head and tail are kept."""
     reader = LineReader(max_line=1000, on_overflow="discard")

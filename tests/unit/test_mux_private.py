@@ -71,6 +71,16 @@ def test_server_requests_are_bounded() -> None:
         assert json.loads(reply.raw)["error"]["code"] == -32603
 
 
+def test_one_id_names_one_server_request() -> None:
+    """A server that uses an id again before it is answered is told so; the first use stands."""
+    bench = Bench()
+    request = b'{"jsonrpc":"2.0","id":1,"method":"roots/list"}'
+    assert isinstance(bench.up(request)[0], ToClient)
+    assert [type(effect) for effect in bench.up(request)] == [Counted, ToUpstream]
+    reply = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+    assert bench.send(reply) == [ToUpstream(reply)]
+
+
 def test_batches_are_not_negotiated() -> None:
     """A client that asks for 2025-03-26 asks for 2025-11-25; a server that insists on it becomes an error."""
     bench = Bench()

@@ -67,7 +67,7 @@ class Bench:
         assert isinstance(sent, ToUpstream)
         return json.loads(sent.raw)["id"]
 
-    def ask(self, session: str, method: str, params: str, id: str = "1") -> list[Effect]:  # noqa: A002
+    def ask(self, session: str, method: str, params: str, id: str = "1") -> list[Effect]:
         return self.send(session, f'{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{{params}}}}}')
 
     def answer(self, minted: int, result: str = "{}") -> list[Effect]:
@@ -355,6 +355,17 @@ def test_calls_are_bounded() -> None:
     assert bench.send("b", '{"jsonrpc":"2.0","id":1,"method":"x"}') == [CallLost("b", 2, 503, "overloaded", False)]
 
 
+def test_a_call_number_in_use_is_refused() -> None:
+    """Whatever its owner does, a call that is in flight is not replaced by another one."""
+    bench = Bench()
+    minted = bench.request("a", '{"jsonrpc":"2.0","id":"first","method":"x"}')
+    again = bench.send("a", '{"jsonrpc":"2.0","id":"second","method":"x"}', call=1)
+    assert [type(effect) for effect in again] == [CallLost]
+    (answer, _) = bench.answer(minted)
+    assert isinstance(answer, ToClient)
+    assert json.loads(answer.raw)["id"] == "first"
+
+
 # --- subscriptions/listen -------------------------------------------------------------------------------------------
 
 
@@ -445,6 +456,14 @@ def test_modern_log_messages_need_a_request_that_asked() -> None:
     bench.ask("b", "tools/call", META % level, "2")
     effects = bench.notify("notifications/message", '{"level":"error"}')
     assert [type(effect) for effect in effects] == [LogLine, Counted]
+
+
+def test_a_level_that_is_set_asks_for_nothing_yet() -> None:
+    """Without a handshake, logging/setLevel is a request like any other: its level isn't its own wish."""
+    bench = Bench()
+    bench.ask("a", "tools/call", META % "")
+    bench.ask("b", "logging/setLevel", '"level":"debug"')
+    assert received(bench.notify("notifications/message", '{"level":"error"}')) == []
 
 
 # --- the legacy handshake -------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
         (b"", None),
         (b":80", None),
         (b"a:b", None),
+        (b"a:65535", ("a", 65535)),
         (b"a:65536", None),
         (b"a:123456", None),
         (b"a:-1", None),

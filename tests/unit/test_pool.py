@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pool_rig import META, PoolRig, Wire, private, shared
 
 from actors.upstream.oversize import too_large_answer
-from actors.upstream.pool import IDLE_NS, MAX_EARLY, SECOND, START_TIMEOUT_NS, Failures
+from actors.upstream.pool import IDLE_NS, MAX_EARLY
+from actors.upstream.slot import SECOND, START_TIMEOUT_NS, Failures
 
 
 def test_started_on_demand() -> None:

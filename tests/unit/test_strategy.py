@@ -153,6 +153,7 @@ def test_a_waiting_restart_does_not_hold_up_a_stop() -> None:
     tree.dies("d")
     assert tree.state.child("d").phase == "waiting"
     assert stops(tree.happens(StopAll())) == ["c"]
+    assert tree.state.child("d").phase == "idle"
     tree.dies("c")
     tree.dies("b")
     assert tree.dies("a") == [Ended()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -509,3 +511,22 @@ def test_a_rotated_key_resumes_in_the_middle(payload: bytes, key: bytes, cut: in
     first, second = payload[:cut], payload[cut:]
     pieces = masking.unmask_plain(first, key) + masking.unmask_plain(second, masking.rotate(key, cut))
     assert pieces == masking.unmask_plain(payload, key)
+
+
+def refusing(*_: object) -> bytes:
+    raise TypeError("called in another way")
+
+
+def test_an_installed_masker_is_used_only_if_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no documented interface: one that is gone, refuses or answers wrongly is left alone."""
+
+    def installed(speedups: object) -> masking.Masker | None:
+        monkeypatch.setitem(sys.modules, "websockets.speedups", speedups)
+        return masking._installed_masker()
+
+    monkeypatch.setitem(sys.modules, "websockets", SimpleNamespace(__path__=[]))
+    assert installed(SimpleNamespace(apply_mask=masking.unmask_plain)) is masking.unmask_plain
+    assert installed(SimpleNamespace(apply_mask=lambda payload, _key: payload)) is None
+    assert installed(SimpleNamespace(apply_mask=refusing)) is None
+    assert installed(SimpleNamespace()) is None
+    assert installed(None) is None

@@ -1,0 +1,91 @@
+"""A message's unit of its client's budget: from a lease that is held here, or asked of the limiter."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Final
+
+from actors.lease_book import LeaseBook
+from ipc.address import Reply
+from ipc.errors import ActorDown, MailboxFull
+from ipc.messages import Exhausted, Lease
+
+from .connection import Connection, Item, Stage
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+WAIT_NS: Final = 250_000_000  # how long a message may wait for the limiter
+
+
+class Budget:
+    """The hub's use of its lease book: who waits for which lease. Everything here runs in the hub's turn."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._leases = LeaseBook(hub.name, enabled=hub.settings.rate_limit_enabled)
+        self._waiting: dict[tuple[str, ...], list[Connection]] = {}  # by the keys that are charged
+        self.spend = self._leases.take  # bound once: it is called for each message
+
+    def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int) -> bool:
+        """There is no unit for ``item`` here. False: it waits for one. True: it is over the limit and was refused."""
+        over_ms = self._leases.retry_after_ms(keys, now)
+        if over_ms:
+            self._over_limit(connection, item, over_ms)
+            return True
+        if connection.parked_for != "budget":
+            connection.parked_for = "budget"
+            self._waiting.setdefault(keys, []).append(connection)
+        self._ask(keys, now)
+        return False
+
+    def _ask(self, keys: tuple[str, ...], now: int) -> None:
+        parked = sum(len(connection.parked) or 1 for connection in self._waiting[keys])
+        request = self._leases.want(keys, now, parked)
+        if request is None:
+            return  # one is under way
+
+        def answered(reply: Reply) -> None:
+            self._hub.post(functools.partial(self._answered, keys, reply))
+
+        self.report(now)  # first, so that the limiter answers from what really happened
+        self._hub.limiter.request(request, now + WAIT_NS, answered)
+
+    def _answered(self, keys: tuple[str, ...], reply: Reply) -> None:
+        now = self._hub.now
+        if isinstance(reply, Lease):
+            self._leases.granted(reply, now)
+        elif isinstance(reply, Exhausted):
+            self._leases.exhausted(reply, now)
+        else:
+            self._leases.unanswered(keys, now)
+        for connection in self._waiting.pop(keys, []):
+            if connection.stage >= Stage.CLOSING or connection.parked_for != "budget":
+                continue
+            connection.parked_for = ""
+            if isinstance(reply, Lease | Exhausted):
+                self._hub.step(connection, self._hub.dispatch.resume)
+            else:
+                self._hub.step(connection, self._without_limiter)
+
+    def _without_limiter(self, connection: Connection) -> None:
+        """No answer from the limiter in time: nothing passes unchecked."""
+        dispatch = self._hub.dispatch
+        parked, connection.parked = list(connection.parked), type(connection.parked)()
+        for item in parked:
+            dispatch.unavailable(connection, item, "limits can't be checked now", "policy actor down")
+        dispatch.resume(connection)
+
+    def _over_limit(self, connection: Connection, item: Item, wait_ms: int) -> None:
+        self._hub.event(connection, "rate.limited", severity="warning", outcome="refused", reason="rate")
+        self._hub.dispatch.refuse(connection, item, 429, "rate limit exceeded", {"retryAfterMs": wait_ms})
+
+    def report(self, now: int) -> None:
+        """Account to the limiter for the units that were spent, and return those that were not."""
+        reports = self._leases.due_reports(now)
+        for index, report in enumerate(reports):
+            try:
+                self._hub.limiter.control(report)
+            except (ActorDown, MailboxFull):
+                self._leases.unsent(reports[index:])  # the units stay spent until its next incarnation hears of them
+                return
