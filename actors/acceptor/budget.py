@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from actors.lease_book import LeaseBook
@@ -25,7 +27,39 @@ class Budget:
         self._hub = hub
         self._leases = LeaseBook(hub.name, enabled=hub.settings.rate_limit_enabled)
         self._waiting: dict[tuple[str, ...], list[Connection]] = {}  # by the keys that are charged
-        self.spend = self._leases.take  # bound once: it is called for each message
+        self._connections: Counter[tuple[str, ...]] = Counter()  # open ones, by the keys that they are charged to
+        self._spent: set[tuple[str, ...]] = set()  # in this turn
+
+    def join(self, keys: tuple[str, ...]) -> None:
+        """A connection of that client was opened."""
+        self._connections[keys] += 1
+
+    def leave(self, keys: tuple[str, ...]) -> None:
+        """A connection of that client ended; what is left of its leases goes back with the last one."""
+        self._connections[keys] -= 1
+        if self._connections[keys] <= 0:
+            del self._connections[keys]
+            self._leases.forget(keys, self._hub.now)
+
+    def spend(self, keys: tuple[str, ...], now: int) -> bool:
+        """One unit for one message. False: there is none here."""
+        if self._leases.take(keys, now):
+            self._spent.add(keys)
+            return True
+        return False
+
+    def look_ahead(self, now: int) -> None:
+        """At the end of a turn: ask for the next lease of a busy client before the last one is used up."""
+        if self._spent:
+            for keys in self._spent:
+                self._request(keys, 0, now)
+            self._spent.clear()
+
+    def close(self) -> None:
+        """The hub is drained: give everything back."""
+        for report in self._leases.close(self._hub.now):
+            with contextlib.suppress(ActorDown, MailboxFull):  # then it counts as spent
+                self._hub.limiter.control(report)
 
     def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int) -> bool:
         """There is no unit for ``item`` here. False: it waits for one. True: it is over the limit and was refused."""
@@ -36,14 +70,14 @@ class Budget:
         if connection.parked_for != "budget":
             connection.parked_for = "budget"
             self._waiting.setdefault(keys, []).append(connection)
-        self._ask(keys, now)
+        parked = sum(len(connection.parked) or 1 for connection in self._waiting[keys])
+        self._request(keys, parked, now)
         return False
 
-    def _ask(self, keys: tuple[str, ...], now: int) -> None:
-        parked = sum(len(connection.parked) or 1 for connection in self._waiting[keys])
+    def _request(self, keys: tuple[str, ...], parked: int, now: int) -> None:
         request = self._leases.want(keys, now, parked)
         if request is None:
-            return  # one is under way
+            return  # one is under way, or there is no need
 
         def answered(reply: Reply) -> None:
             self._hub.post(functools.partial(self._answered, keys, reply))

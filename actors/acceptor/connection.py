@@ -49,10 +49,11 @@ class Stage(enum.IntEnum):
 
 @attrs.define(slots=True, eq=False)
 class Call:
-    """A request in flight. ``id`` is the client's own raw JSON id, to be answered with."""
+    """A request in flight. ``id`` is the client's own raw JSON id, to be answered with; ``key`` what it stands for."""
 
     number: int
     id: bytes
+    key: str | int | bytes
     method: str
     name: str
     started_ns: int
@@ -73,7 +74,7 @@ class Item:
 
 @attrs.define(slots=True, eq=False)
 class Connection:
-    """Invariants: ``ids`` maps the id of each call in ``calls`` to its number; ``out_bytes`` is the sum of ``out``'s
+    """Invariants: ``ids`` maps the key of each call in ``calls`` to its number; ``out_bytes`` is the sum of ``out``'s
     lengths; a connection with ``parked`` items hands out no later item before them."""
 
     session: int
@@ -108,7 +109,7 @@ class Connection:
     forwarded: bool = False  # something has been sent upstream: the choice of the server is final
     version: str = ""  # the legacy protocol version this session was initialised at
     calls: dict[int, Call] = attrs.field(factory=dict)
-    ids: dict[bytes, int] = attrs.field(factory=dict)
+    ids: dict[str | int | bytes, int] = attrs.field(factory=dict)
     open_ended: int = 0  # calls in flight without a deadline
 
     # messages
@@ -152,7 +153,7 @@ class Connection:
 
     def add_call(self, call: Call) -> None:
         self.calls[call.number] = call
-        self.ids[call.id] = call.number
+        self.ids[call.key] = call.number
         if not call.deadline_ns:
             self.open_ended += 1
 
@@ -160,7 +161,7 @@ class Connection:
         """Take a call out of the table. None: it has ended before (answered, cancelled or timed out)."""
         call = self.calls.pop(number, None)
         if call is not None:
-            del self.ids[call.id]
+            del self.ids[call.key]
             if not call.deadline_ns:
                 self.open_ended -= 1
         return call

@@ -228,7 +228,8 @@ class Dispatch:
         if hub.draining_until_ns:
             self.unavailable(connection, item, "the gateway is shutting down", "draining")
             return True
-        if envelope.id in connection.ids:
+        key = jsonrpc.id_key(envelope.id)
+        if key in connection.ids:
             self.refuse(connection, item, -32600, "a request with this id is in flight")
             return True
         if hub.audit.full:
@@ -252,6 +253,7 @@ class Dispatch:
         call = Call(
             number=number,
             id=envelope.id,
+            key=key,
             method=envelope.method,
             name=envelope.name,
             started_ns=now,
@@ -275,7 +277,7 @@ class Dispatch:
         item.stamps |= pipeline.CIRCUIT
         number = 0
         if envelope.method == "notifications/cancelled":
-            found = connection.ids.get(envelope.target)
+            found = connection.ids.get(jsonrpc.id_key(envelope.target))
             if found is None:  # answered meanwhile, or never one of its own
                 self.hub.count("cancelled_unknown")
                 return True
@@ -336,6 +338,8 @@ class Dispatch:
         """The connection ends: cancel its calls upstream and free what it holds."""
         connection.parked.clear()
         connection.parked_for = ""
+        if connection.grant is not None:
+            self.hub.budget.leave(connection.grant.limit_keys)
         connection.waiting_for = ""
         for call in list(connection.calls.values()):
             connection.end_call(call.number)
@@ -361,6 +365,8 @@ class Dispatch:
         if connection.stage is not Stage.OPEN:
             self.hub.entry.recover(connection)
             return
+        if connection.grant is not None:
+            self.hub.budget.join(connection.grant.limit_keys)
         if connection.login_id:
             self.hub.entry.recover(connection)
         connection.waiting_for = ""

@@ -403,6 +403,7 @@ class Entry:
         """The connection bears a grant from now on."""
         connection.stage = Stage.OPEN
         connection.grant = grant
+        self.hub.budget.join(grant.limit_keys)
         connection.entry_deadline_ns = 0
         connection.last_message_ns = self.hub.now
         if isinstance(connection.codec, WsReceiver):

@@ -152,6 +152,7 @@ class Hub:
             calls, self.posted = self.posted, []
             for call in calls:
                 call()
+        self.budget.look_ahead(now)
         self._flush_all()  # send all
         return True
 
@@ -602,6 +603,7 @@ class Hub:
         for connection in list(self.connections.values()):
             self.close_now(connection, "drained")
         self.entry.report(self.now)
+        self.budget.close()
         self.audit.flush()
         await self.audit.settled()
         nursery.cancel_scope.cancel()

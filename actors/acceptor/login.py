@@ -108,7 +108,10 @@ class Login:
             }
             connection.send_message(jsonrpc.result_reply(id, result))
             if connection.stage is Stage.OPEN:
+                if connection.grant is not None:
+                    self.hub.budget.leave(connection.grant.limit_keys)
                 connection.grant = reply
+                self.hub.budget.join(reply.limit_keys)
                 if server and server != connection.upstream:
                     self.hub.dispatch.change_upstream(connection, server)
             else:

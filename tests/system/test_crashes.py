@@ -50,6 +50,20 @@ async def until(condition: Callable[[], bool], gateway: Any) -> None:
     raise AssertionError(f"it did not come to that\n{gateway.tail()}")
 
 
+async def kill(gateway: Any, role: str) -> list[int]:
+    """``kill -9`` all workers of that role, once they all run. Returns their process ids."""
+    pids: list[int] = []
+
+    def running() -> bool:
+        pids[:] = [w["pid"] for w in tree(gateway)["workers"] if w["role"] == role and w["state"] == "up"]
+        return bool(pids) and 0 not in pids
+
+    await until(running, gateway)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
 async def works(gateway: Any, transport: str) -> None:
     """A new client gets in and gets its answer."""
     async with CLIENTS[transport](gateway) as client:
@@ -133,6 +147,7 @@ async def test_every_worker_is_killed_under_load(start_gateway: Any) -> None:
         await trio.sleep(0.5)
         victims = [w["pid"] for w in (await trio.to_thread.run_sync(tree, gateway))["workers"]]
         assert len(victims) == 6
+        assert 0 not in victims
         for pid in victims:
             answered = counts["answered"]
             os.kill(pid, signal.SIGKILL)
@@ -159,9 +174,7 @@ async def test_a_killed_bridge_answers_its_calls_and_keeps_its_clients(start_gat
             await client.send(request("tools/call", sleep, id=b'"slow"'))
         await one.call("ping")
         await other.call("ping")
-        snapshot = await trio.to_thread.run_sync(tree, gateway)
-        bridge = next(w for w in snapshot["workers"] if w["role"] == "bridge")
-        os.kill(bridge["pid"], signal.SIGKILL)
+        await kill(gateway, "bridge")
         for client in (one, other):
             answer = await client.answer_to(b'"slow"')
             assert answer["error"]["code"] == 502

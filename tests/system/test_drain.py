@@ -50,7 +50,8 @@ async def test_sigterm_loses_no_answer(start_gateway: Any) -> None:
             gateway.process.send_signal(signal.SIGTERM)
     assert counts["closed 1001"] == 5, counts
     assert counts["ended"] == 5, counts
-    await trio.to_thread.run_sync(gateway.stop)
+    await trio.to_thread.run_sync(gateway.process.wait)
+    await trio.to_thread.run_sync(gateway.stop)  # only looks for what is left
     records = [json.loads(line.removeprefix("SECURITY ")) for line in
                "".join(p.read_text() for p in sorted(gateway.audit_dir.iterdir())).splitlines()]
     completed = [r for r in records if r["event"] == "call.completed"]
