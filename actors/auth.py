@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import attrs
 import msgspec
@@ -23,24 +24,44 @@ from ipc.messages import (
     Description,
     Drain,
     Grant,
+    IssueSession,
     IssueTicket,
     Message,
     Refused,
+    ShowSession,
     Ticket,
 )
 
 from .alarm import Alarm
 from .audit_ring import AuditRing
-from .policy.client_key import limit_keys
-from .policy.identity import StaticTokens, Tickets, digest
+from .issuing import Issuing, is_nonce, token_ids
+from .key_source import key_source
+from .policy import certificate
+from .policy.identity import STATIC, Identity, StaticTokens, Tickets, digest
+from .policy.jwt_tokens import KeyUnknown, OutsideIssuer, OwnIssuer, Times, TokenRefused, Verifier, looks_like_one
+from .session_store import SessionStore, StoreUnusable
 
 log = logging.getLogger("portcullis.auth")
 
-# What every holder of a static token may do, and whoever is let in without one.
-_SCOPES = ("mcp:call", "mcp:read")
 _RETRY_MS = 1000
+_TICK_S: Final = 0.25
+_RELOAD_S: Final = 1.0
+_MOST_PARKED: Final = 1024  # questions that wait for the keys of the outside issuer
 
-Failure = Literal["missing", "too long", "unknown token", "unknown ticket", "not a ticket's listener", "bad address"]
+Detail = dict[str, str | int | float | bool]
+Scheme = Literal["token", "ticket", "anonymous", "certificate"]
+
+
+class _Failure(Exception):
+    """This is nobody we know; the message says why, and holds nothing of what was presented."""
+
+
+class _KeysAwaited(Exception):
+    """The outside issuer's keys are being read; ask again when they are there."""
+
+
+class _KeysMissing(Exception):
+    """Without the outside issuer's keys it can't be told."""
 
 
 @attrs.define
@@ -56,7 +77,7 @@ class Counters:
 class Auth:
     """The decisions; the trio part is in ``main``."""
 
-    def __init__(self, context: Context, audit: AuditRing) -> None:
+    def __init__(self, context: Context, audit: AuditRing, store: SessionStore) -> None:
         settings = context.settings
         self.settings = settings
         self.audit = audit
@@ -64,98 +85,196 @@ class Auth:
         self.required = {"ws": settings.ws_auth_enabled, "tcp": settings.tcp_auth_enabled}
         self.tickets = Tickets()
         self.counters = Counters()
-        # Grants of an epoch below the one that was last revoked are over.
-        self.epoch = 1
+        self.issuing = Issuing(context, audit, store, self._verified)
+        self.verifier = _verifier(context, self.issuing)
+        self.keys = key_source(settings, audit, self.verifier.use_keys, self._keys_read)
+        self._parked: list[Delivery] = []
         self.draining = False
 
     def serve(self, delivery: Delivery) -> None:
         message = delivery.message
-        if isinstance(message, Authenticate):
-            self._reply(delivery, self._authenticate(message, time.monotonic_ns()))
-        elif isinstance(message, IssueTicket):
-            self._reply(delivery, self._issue(message, time.monotonic_ns()))
-        elif isinstance(message, Describe):
-            self._reply(delivery, Description(self.describe()))
-        elif isinstance(message, Drain):
-            self.draining = True
-        else:
-            log.warning("unexpected %s from %s", type(message).__name__, delivery.sender)
+        try:
+            if isinstance(message, Authenticate):
+                self._reply(delivery, self._authenticate(message))
+            elif isinstance(message, IssueTicket):
+                self._reply(delivery, self._issue_ticket(message))
+            elif isinstance(message, IssueSession):
+                self._issue_session(delivery, message)
+            elif isinstance(message, ShowSession):
+                self._reply(delivery, self._show(message))
+            elif isinstance(message, Describe):
+                self._reply(delivery, Description(self.describe()))
+            elif isinstance(message, Drain):
+                self.draining = True
+            elif not self.issuing.serve(delivery):
+                log.warning("unexpected %s from %s", type(message).__name__, delivery.sender)
+        except _KeysAwaited:
+            if len(self._parked) < _MOST_PARKED:
+                self._parked.append(delivery)
+            else:
+                self._reply(delivery, Refused("unavailable", _RETRY_MS, "too many wait for keys"))
+        except _KeysMissing:
+            self._reply(delivery, Refused("unavailable", _RETRY_MS, "the keys of the issuer can't be read now"))
 
     def describe(self) -> bytes:
         return msgspec.json.encode(
             {
                 **attrs.asdict(self.counters),
-                "epoch": self.epoch,
+                **self.issuing.describe(),
+                "epoch": self.issuing.epoch,
                 "tickets": len(self.tickets),
                 "static_tokens": {listener: len(tokens) for listener, tokens in self.tokens.items()},
+                "jwt": attrs.asdict(self.verifier.statistics()),
+                "keys": attrs.asdict(self.keys.statistics()) if self.keys is not None else None,
                 "audit": attrs.asdict(self.audit.statistics()),
             }
         )
 
-    def _authenticate(self, message: Authenticate, now: int) -> Grant | Refused:
-        failure = self._failure(message, now)
-        if failure is not None:
-            return self._fail(message.listener, message.peer_ip, failure)
+    # --- who it is -----------------------------------------------------------------------------------------------
+
+    def _authenticate(self, message: Authenticate) -> Grant | Refused:
         try:
-            keys = limit_keys(self.settings.rate_limit_key, message.peer_ip, "")
+            identity = self._identify(message.listener, message.scheme, message.credential)
+            grant = self.issuing.grant(identity, message.peer_ip)
+        except _Failure as failure:
+            return self._fail(message.listener, message.peer_ip, str(failure))
         except ValueError:
             return self._fail(message.listener, message.peer_ip, "bad address")
-        session = secrets.token_hex(16)
         self.counters.granted += 1
         self.counters.anonymous += message.scheme == "anonymous"
-        self._record("auth.ok", message.listener, message.peer_ip, {"scheme": message.scheme, "session": session})
-        return Grant(
-            principal="",
-            session=session,
-            scopes=_SCOPES,
-            expires_at_ms=0,
-            epoch=self.epoch,
-            limit_keys=keys,
-        )
+        # The public id: nothing can be presented that is made of it.
+        detail: Detail = {"scheme": message.scheme, "session": grant.session}
+        self._record("auth.ok", message.listener, message.peer_ip, detail, principal=grant.principal)
+        return grant
 
-    def _failure(self, message: Authenticate, now: int) -> Failure | None:
-        """Why this is nobody we know; None when it is somebody."""
-        if message.scheme == "anonymous" and not message.credential:
-            return "missing" if self.required[message.listener] else None
-        if not message.credential:
-            return "missing"
-        presented = digest(message.credential)
+    def _identify(self, listener: Literal["ws", "tcp"], scheme: Scheme, credential: str) -> Identity:
+        """Raises _Failure, _KeysAwaited, _KeysMissing."""
+        if scheme == "anonymous" and not credential:
+            if self.required[listener]:
+                raise _Failure("missing")
+            return STATIC
+        if not credential:
+            raise _Failure("missing")
+        presented = digest(credential)
         if presented is None:
-            return "too long"
-        if message.scheme == "ticket":
-            if message.listener != "ws":
-                return "not a ticket's listener"
-            if not self.tickets.redeem(presented, now):
-                return "unknown ticket"
-            self.counters.tickets_redeemed += 1
-            return None
-        return None if self.tokens[message.listener].matches(presented) else "unknown token"
+            raise _Failure("too long")
+        if scheme == "ticket":
+            return self._of_ticket(listener, presented)
+        if scheme == "certificate":
+            return self._of_certificate(credential)
+        if self.tokens[listener].matches(presented):
+            return STATIC
+        identity = self.issuing.identify(credential)
+        if identity is not None:
+            return identity
+        if looks_like_one(credential):
+            return self._of_jwt(credential)
+        raise _Failure("unknown token")
 
-    def _issue(self, message: IssueTicket, now: int) -> Ticket | Refused:
+    def _of_ticket(self, listener: str, presented: bytes) -> Identity:
+        if listener != "ws":
+            raise _Failure("not a ticket's listener")
+        identity = self.tickets.redeem(presented, time.monotonic_ns())
+        if identity is None:
+            raise _Failure("unknown ticket")
+        self.counters.tickets_redeemed += 1
+        if self.issuing.is_over(identity):
+            raise _Failure("the ticket's credential is over")
+        return identity
+
+    def _of_certificate(self, credential: str) -> Identity:
+        try:
+            identity = certificate.identify(credential, time.time_ns() // 1_000_000)
+        except ValueError:
+            raise _Failure("malformed certificate") from None
+        if identity is None:
+            raise _Failure("certificate expired")
+        return identity
+
+    def _of_jwt(self, credential: str) -> Identity:
+        try:
+            identity = self.verifier.verify(credential, time.time_ns() // 1_000_000)
+        except KeyUnknown as unknown:
+            if self.keys is None:
+                raise _Failure(unknown.reason) from None
+            if self.keys.want():
+                raise _KeysAwaited from None
+            if not self.keys.is_current:
+                raise _KeysMissing from None
+            raise _Failure(unknown.reason) from None
+        except TokenRefused as refused:
+            raise _Failure(refused.reason) from None
+        identity = attrs.evolve(identity, tokens=token_ids(identity.jti, credential))
+        if self.issuing.is_over(identity):
+            raise _Failure("session over")
+        return identity
+
+    def _verified(self, credential: str) -> Identity | None:
+        """Of a JWT that would be accepted now. Raises _KeysAwaited, _KeysMissing."""
+        if not looks_like_one(credential):
+            return None
+        try:
+            return self._of_jwt(credential)
+        except _Failure:
+            return None
+
+    def _keys_read(self) -> None:
+        """The outside issuer's keys were read, or could not be: whoever waited for that is answered now."""
+        parked, self._parked = self._parked, []
+        for delivery in parked:
+            self.serve(delivery)
+
+    # --- what is issued ------------------------------------------------------------------------------------------
+
+    def _issue_ticket(self, message: IssueTicket) -> Ticket | Refused:
         """Where authentication is off, whoever shows nothing may have a ticket for what he may do anyway."""
-        asker = Authenticate(
-            listener="ws",
-            scheme="token" if message.credential else "anonymous",
-            credential=message.credential,
-            peer_ip=message.peer_ip,
-        )
-        failure = self._failure(asker, now)
-        if failure is not None:
-            return self._fail("ws", message.peer_ip, failure)
+        try:
+            identity = self._identify("ws", "token" if message.credential else "anonymous", message.credential)
+        except _Failure as failure:
+            return self._fail("ws", message.peer_ip, str(failure))
         ticket = secrets.token_urlsafe(32)
-        if not self.tickets.issue(ticket, now):
+        if not self.tickets.issue(ticket, time.monotonic_ns(), identity):
             self.counters.tickets_refused += 1
             return Refused("unavailable", _RETRY_MS, "too many tickets")
         self.counters.tickets_issued += 1
         return Ticket(ticket, self.tickets.life_ns // 1_000_000_000)
 
-    def _fail(self, listener: str, peer_ip: str, failure: Failure) -> Refused:
+    def _issue_session(self, delivery: Delivery, message: IssueSession) -> None:
+        """Only what lasts is exchanged for a session: otherwise a token's time could be stretched with itself."""
+        if not message.credential or not is_nonce(message.nonce):
+            self._reply(delivery, self._fail("ws", message.peer_ip, "missing"))
+            return
+        try:
+            identity = self._identify("ws", message.scheme, message.credential)
+        except _Failure as failure:
+            self._reply(delivery, self._fail("ws", message.peer_ip, str(failure)))
+            return
+        if identity.issuer not in ("static", "certificate"):
+            detail = "a session is issued for a static token or a client certificate"
+            self._reply(delivery, Refused("forbidden", detail=detail))
+            return
+        self.issuing.issue(delivery, message, identity)
+
+    def _show(self, message: ShowSession) -> Description | Refused:
+        try:
+            identity = self._identify("ws", message.scheme, message.credential)
+        except _Failure as failure:
+            return self._fail("ws", message.peer_ip, str(failure))
+        return Description(self.issuing.show(identity))
+
+    def _fail(self, listener: str, peer_ip: str, failure: str) -> Refused:
         self.counters.failed += 1
         self._record("auth.failed", listener, peer_ip, {}, failure)
         return Refused("auth")
 
     def _record(
-        self, event: str, listener: str, peer_ip: str, detail: dict[str, str | int | float | bool], failure: str = ""
+        self,
+        event: str,
+        listener: str,
+        peer_ip: str,
+        detail: Detail,
+        failure: str = "",
+        principal: str = "",
     ) -> None:
         self.audit.record(
             AuditEvent(
@@ -165,6 +284,7 @@ class Auth:
                 time_ns=time.time_ns(),
                 transport=listener,
                 peer_ip=peer_ip,
+                principal=principal,
                 reason=failure,
                 detail=detail,
             )
@@ -175,12 +295,58 @@ class Auth:
             delivery.reply(answer)
 
 
-async def main(context: Context) -> None:
-    """The actor ``auth``."""
-    ring = AuditRing(context.address("audit"), context.name, policy=context.settings.audit_on_full)
-    auth = Auth(context, ring)
+def _verifier(context: Context, issuing: Issuing) -> Verifier:
+    settings = context.settings
+    secrets_ = [secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret]
+    own = OwnIssuer.of(settings.jwt_issuer, settings.jwt_audience, secrets_, settings.jwt_algorithms)
+    outside = OutsideIssuer(
+        issuer=settings.jwt_jwks_issuer,
+        audience=settings.jwt_jwks_audience,
+        algorithms=frozenset(settings.jwt_jwks_algorithms),
+    )
+    return Verifier(
+        own=own if secrets_ else None,
+        outside=outside if settings.jwt_jwks_url or settings.jwt_jwks_file else None,
+        times=Times(leeway_ms=settings.jwt_leeway_ms, max_ttl_ms=settings.jwt_max_ttl_ms),
+        is_revoked=issuing.is_revoked,
+    )
 
+
+@attrs.define
+class _Posted:
+    """Calls from the store's thread, run by a task of the actor: what they raise ends the actor, not the process."""
+
+    ran: trio.Event = attrs.field(factory=trio.Event, init=False)  # set after the next ones, then replaced
+    _calls: list[Callable[[], None]] = attrs.field(factory=list, init=False)
+    _there: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def add(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        self._there.set()
+
+    async def run(self) -> None:
+        await self._there.wait()
+        self._there = trio.Event()
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+        ran, self.ran = self.ran, trio.Event()
+        ran.set()
+
+
+async def main(context: Context) -> None:
+    """The actor ``auth``. Raises StoreUnusable when sessions and revocations can't be read."""
+    ring = AuditRing(context.address("audit"), context.name, policy=context.settings.audit_on_full)
+    posted = _Posted()
+    loop = trio.lowlevel.current_trio_token()
+    store = SessionStore(context.settings.state_dir, lambda call: loop.run_sync_soon(posted.add, call))
+    auth = Auth(context, ring, store)
+    store.start()
     alarm = Alarm()
+
+    def flush() -> None:
+        ring.flush()
+        alarm.at(ring.next_due_ns)
 
     async def flush_on() -> None:
         while True:
@@ -188,13 +354,47 @@ async def main(context: Context) -> None:
             await alarm.wait()
             ring.flush()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(flush_on)
-        context.ready()
-        while not auth.draining:
-            for delivery in await context.mailbox.receive():
-                auth.serve(delivery)
-            ring.flush()
-            alarm.at(ring.next_due_ns)
-        await ring.settled()
-        nursery.cancel_scope.cancel()
+    async def answer_on() -> None:
+        while True:
+            await posted.run()
+            flush()
+
+    async def tick_on() -> None:
+        while True:
+            await trio.sleep(_TICK_S)
+            if auth.issuing.is_stale and not store.waiting:
+                await _recover(auth.issuing, store)
+            auth.issuing.tick()
+            flush()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush_on)
+            nursery.start_soon(answer_on)
+            nursery.start_soon(tick_on)
+            if auth.keys is not None:
+                nursery.start_soon(auth.keys.run)
+            context.ready()
+            while not auth.draining:
+                for delivery in await context.mailbox.receive():
+                    auth.serve(delivery)
+                flush()
+            while store.waiting:  # what was asked before the Drain is still answered
+                await posted.ran.wait()
+            flush()
+            await ring.settled()
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+
+
+async def _recover(issuing: Issuing, store: SessionStore) -> None:
+    """The disk did not take what it was given: begin again from what it holds, as soon as it can be read."""
+    try:
+        content = await trio.to_thread.run_sync(store.load)
+    except StoreUnusable as error:
+        log.error("%s", error)  # noqa: TRY400 - it says all
+        await trio.sleep(_RELOAD_S)
+        return
+    issuing.reload(content)
+    log.info("sessions were read again from %s", store.path)

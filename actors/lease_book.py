@@ -122,12 +122,13 @@ class LeaseBook:
 
     # --- questions to the limiter and its answers
 
-    def want(self, keys: Keys, now: int, parked: int = 0) -> LeaseRequest | None:
+    def want(self, keys: Keys, now: int, parked: int = 0, least: int = 1) -> LeaseRequest | None:
         """The question to ask now for that client, or None: one is under way, or there is no need.
 
         Args:
           parked: units that messages are waiting for. With 0 this is a look ahead: it asks only for a busy client
             whose lease runs low.
+          least: what the first of these messages costs.
 
         Send ``due_reports`` first. Each question has to be answered by ``granted``, ``exhausted`` or ``unanswered``.
         """
@@ -145,7 +146,8 @@ class LeaseBook:
         for lease in budget.held:
             if lease.used:
                 self._urgent.append(lease)
-        return LeaseRequest(self._acceptor, keys, max(1, min(LARGEST_WANT, max(parked - left, budget.size))))
+        least = max(1, least - left)
+        return LeaseRequest(self._acceptor, keys, max(least, min(LARGEST_WANT, max(parked - left, budget.size))), least)
 
     def granted(self, lease: Lease, now: int) -> None:
         budget = self._budgets.get(lease.keys)

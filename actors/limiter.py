@@ -29,6 +29,7 @@ from ipc.mailbox import Delivery
 from ipc.messages import (
     Admit,
     Admitted,
+    BlockClient,
     Describe,
     Description,
     Drain,
@@ -36,18 +37,26 @@ from ipc.messages import (
     Lease,
     LeaseReport,
     LeaseRequest,
+    ListBlocks,
     Message,
+    Offences,
     Refused,
     Released,
     Resync,
+    UnblockClient,
 )
 from ipc.settings import Settings
 
 from .alarm import Alarm
+from .block_store import FILE, BlockStore
+from .blocking import Blocking
 from .journal import Journal, boot_id, state_file
 from .lease_book import UNMETERED
+from .policy.blocks import Block
 from .policy.connections import Connected, ConnectionLimits, ConnectionRate, Connections
 from .policy.leases import Denied, Forfeited, Granted, LeasePolicy, Logged, Reported
+from .policy.scoring import Forgiven, Offended, Scored
+from .policy.shared_address import SharedAddress
 from .policy.window import WindowRule
 
 log = logging.getLogger("portcullis.limiter")
@@ -67,12 +76,13 @@ _RETRY_MS = 1000
 # yet is waited for, as if it were.
 _JOINING_NS = 500_000_000
 
-Record = Granted | Reported | Forfeited | Logged | Connected
+Record = Granted | Reported | Forfeited | Logged | Connected | Offended | Scored | Forgiven
 
 
 @attrs.define
 class Counters:
     admitted: int = 0
+    refused_block: int = 0
     refused_limit: int = 0
     refused_rate: int = 0
     refused_unavailable: int = 0
@@ -97,7 +107,9 @@ class _Acceptor:
 class Limiter:
     """The state and the decisions of one turn; the trio part is in ``main``."""
 
-    def __init__(self, context: Context, journal_path: Path, now: int) -> None:
+    def __init__(
+        self, context: Context, journal_path: Path, now: int, store: BlockStore, kept: Iterable[Block]
+    ) -> None:
         settings = context.settings
         self.context = context
         self.enabled = settings.rate_limit_enabled
@@ -119,11 +131,14 @@ class Limiter:
         self._behind = False  # the journal misses something that has been applied
         self._next_sweep = now + _SWEEP_NS
         self._joined_at = now
+        self.blocking = Blocking(context, store, self._record, lambda: self.alarm.ring())
+        self.shared = SharedAddress(expected=bool(settings.trusted_proxies) or settings.proxy_protocol != "off")
         self._journal = self._restore(journal_path, now)
+        self.blocking.restore(kept)
 
     def _restore(self, path: Path, now: int) -> Journal:
         journal, recovered = Journal.open(path, "limiter", boot=boot_id())
-        decode = msgspec.msgpack.Decoder(Granted | Reported | Forfeited | Logged | Connected).decode
+        decode = msgspec.msgpack.Decoder(Record).decode
         for data in recovered.records:
             self._apply(decode(data))
         self.counters.journal_cut_bytes = recovered.cut
@@ -167,6 +182,10 @@ class Limiter:
             self.counters.acceptors_lost += 1
         acceptor.incarnation = incarnation
         self.connections.gone(name)
+        if incarnation:
+            self.blocking.acceptor_up(name, acceptor.address)
+        else:
+            self.blocking.acceptor_down(name)
         self._record(self.leases.gone(name, incarnation, time.monotonic_ns()))
 
     # --- one turn
@@ -180,6 +199,7 @@ class Limiter:
             self._take(delivery, now)
         self._recount(now)
         self._commit()
+        self.blocking.flush()
 
     def tick(self) -> None:
         """What happens by the clock: overdue leases, parked questions, idle keys."""
@@ -190,7 +210,9 @@ class Limiter:
             self._next_sweep = now + _SWEEP_NS
             self.leases.table.sweep(now, _SWEEP_KEYS)
             self.rate.table.sweep(now, _SWEEP_KEYS)
+            self.blocking.sweep(now)
         self._commit()
+        self.blocking.flush()
 
     def _take(self, delivery: Delivery, now: int) -> None:
         message = delivery.message
@@ -204,6 +226,10 @@ class Limiter:
             self.connections.release(message.acceptor, message.sessions)
         elif isinstance(message, Resync):
             self._resync(message)
+        elif isinstance(message, Offences | BlockClient | UnblockClient | ListBlocks):
+            answer = self.blocking.take(delivery, now)
+            if answer is not None:
+                self._answer(delivery, answer)
         elif isinstance(message, Describe):
             self._answer(delivery, Description(self.describe()))
         elif isinstance(message, Drain):
@@ -217,7 +243,9 @@ class Limiter:
             return self._unavailable()
         if not self.enabled:
             return Lease(UNMETERED, message.keys, _UNMETERED_UNITS, now + _UNMETERED_NS)
-        granted = self.leases.request(message.acceptor, acceptor.incarnation, message.keys, message.want, now)
+        granted = self.leases.request(
+            message.acceptor, acceptor.incarnation, message.keys, message.want, now, message.least
+        )
         if isinstance(granted, Denied):
             self.counters.exhausted += 1
             return Exhausted(message.keys, max(1, math.ceil((granted.retry_at_ns - now) / _MS)))
@@ -278,6 +306,9 @@ class Limiter:
             return self._unavailable()
         if self.connections.is_known(message.acceptor, message.session):
             return Admitted()  # asked again because an answer was lost
+        if self.blocking.refuses(message.key, exempt=message.exempt):
+            self.counters.refused_block += 1
+            return Refused("block")
         retry_at = self.rate.retry_at(message.key, now)
         if retry_at > now:
             self.counters.refused_rate += 1
@@ -289,6 +320,12 @@ class Limiter:
             return Refused("limit", _RETRY_MS, refusal)
         self.connections.add(message.acceptor, message.session, message.listener, message.key)
         self.counters.admitted += 1
+        if self.shared.admitted(message.key):
+            log.warning(
+                "all connections come from %s: if that is a proxy, name it in TRUSTED_PROXIES, or a block of one of "
+                "its clients is a block of all",
+                message.key.removeprefix("ip:"),
+            )
         return Admitted()
 
     def _unavailable(self) -> Refused:
@@ -308,6 +345,8 @@ class Limiter:
     def _apply(self, record: Record) -> None:
         if isinstance(record, Connected):
             self.rate.apply(record)
+        elif isinstance(record, Offended | Scored | Forgiven):
+            self.blocking.scoring.apply(record)
         else:
             self.leases.apply(record)
 
@@ -330,7 +369,7 @@ class Limiter:
         if self._behind or self._journal.is_grown:
             # The state already holds these records.
             now = time.monotonic_ns()
-            state = (*self.leases.snapshot(now), *self.rate.snapshot(now))
+            state = (*self.leases.snapshot(now), *self.rate.snapshot(now), *self.blocking.scoring.snapshot())
             self._journal.rewrite(map(self._encode, state))
             self._behind = False
             self.counters.journal_rewrites += 1
@@ -357,6 +396,8 @@ class Limiter:
             due.append(self._joined_at)
         if (overdue := self.leases.next_overdue_ns) is not None:
             due.append(overdue)
+        if (telling := self.blocking.next_due_ns) is not None:
+            due.append(telling)
         due.extend(deadline_ns for deadline_ns, _ in self._parked)
         return min(due)
 
@@ -378,6 +419,7 @@ class Limiter:
                     for name, acceptor in self._acceptors.items()
                 },
                 "journal_bytes": self._journal.size,
+                **self.blocking.describe(),
             }
         )
 
@@ -386,8 +428,13 @@ class Limiter:
         while self._parked:
             _, delivery = self._parked.popleft()
             self._answer(delivery, self._unavailable())
+        self.blocking.close()
         self._commit()
         self._journal.close()
+
+    def commit_blocks(self) -> None:
+        """Blocks are on disk now, or could not be written: note what follows."""
+        self._commit()
 
 
 def _window_rules(settings: Settings) -> tuple[WindowRule, ...]:
@@ -399,7 +446,10 @@ def _window_rules(settings: Settings) -> tuple[WindowRule, ...]:
 
 async def main(context: Context) -> None:
     """The actor ``limiter``."""
-    limiter = Limiter(context, state_file(context.settings.state_dir, "limiter.journal"), time.monotonic_ns())
+    state_dir = context.settings.state_dir
+    store = await trio.to_thread.run_sync(BlockStore, state_file(state_dir, FILE))
+    kept = await trio.to_thread.run_sync(store.load)
+    limiter = Limiter(context, state_file(state_dir, "limiter.journal"), time.monotonic_ns(), store, kept)
     stop = limiter.start()
 
     async def tick_on() -> None:
@@ -411,10 +461,12 @@ async def main(context: Context) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tick_on)
+            nursery.start_soon(limiter.blocking.write_on, limiter.commit_blocks)
             context.ready()
             while not limiter.draining:
                 limiter.serve(await context.mailbox.receive())
                 limiter.alarm.at(limiter.next_due_ns)
+            await limiter.blocking.audit.settled()
             nursery.cancel_scope.cancel()
     finally:
         stop()

@@ -42,9 +42,10 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     era: str = ""  # params._meta["io.modelcontextprotocol/protocolVersion"]: the modern era (2026-07-28 on)
     version: str = ""  # initialize: params.protocolVersion
     version_at: int = -1  # where that JSON string value starts (its opening quote)
-    name: str = ""  # tools/call and prompts/get: params.name
-    uri: str = ""  # resources/*: params.uri
+    name: str = ""  # tools/call and prompts/get: params.name; completion/complete: the prompt's
+    uri: str = ""  # resources/*: params.uri; completion/complete: the resource's, or its template
     level: str = ""  # logging/setLevel: params.level; otherwise _meta["io.modelcontextprotocol/logLevel"]
+    uris: tuple[str, ...] = ()  # subscriptions/listen: the resources; ("",) when it can't be told which
 
 
 # --- lifecycle: supervisor/worker -> actor -----------------------------------------------------------------------
@@ -58,6 +59,10 @@ class Drain(Message, frozen=True):
 
 class ListenersChanged(Message, frozen=True):
     """``Context.listeners`` has changed: listeners were handed to this worker or taken back."""
+
+
+class ReloadCertificates(Message, frozen=True):
+    """The files of the TLS settings have changed, and the new ones are good: use them for handshakes from now on."""
 
 
 class LinksChanged(Message, frozen=True):
@@ -86,6 +91,7 @@ class Admit(Message, frozen=True):
     session: int
     listener: Literal["ws", "tcp"]
     key: str
+    exempt: bool = False  # trusted or allow-listed: automatic blocks of its key don't hold for this address
 
 
 class Admitted(Message, frozen=True):
@@ -114,15 +120,80 @@ class Resync(Message, frozen=True):
     connections: list[tuple[int, Literal["ws", "tcp"], str]]
 
 
+# --- acceptor <-> limiter: offences and blocks -------------------------------------------------------------------
+
+OffenceKind = Literal["auth", "malformed", "rate", "content", "probe", "handshake"]
+
+
+class Offences(Message, frozen=True):
+    """What clients did wrong since the last report (control lane): (address key, principal, kind, count).
+
+    The principal is empty for what was done without one; otherwise it is held against the principal alone.
+    """
+
+    acceptor: str
+    rows: list[tuple[str, str, OffenceKind, int]]
+
+
+class Blocked(Message, frozen=True):
+    """Broadcast by the limiter: (key, end in wall-clock milliseconds, whether the block is automatic).
+
+    An address key, or ``principal:`` and a name. ``first`` and ``last`` bracket a list of all blocks, in one message
+    or several, which takes the place of what was known once the last part is there.
+    """
+
+    rows: list[tuple[str, int, bool]]
+    first: bool = False
+    last: bool = False
+
+
+class Unblocked(Message, frozen=True):
+    """Broadcast by the limiter: these blocks have ended or were lifted."""
+
+    keys: list[str]
+
+
+class BlockClient(Message, frozen=True):
+    """An operator's block of an address or of ``principal:NAME``; ``lasts_ms`` 0 is BLOCK_DURATION. Answered with Done
+    once it is on disk."""
+
+    target: str
+    lasts_ms: int = 0
+
+
+class UnblockClient(Message, frozen=True):
+    """An operator lifts a block. Answered with Done."""
+
+    target: str
+
+
+class ListBlocks(Message, frozen=True):
+    """The blocks in force, by key, from the one behind ``after`` on. Answered with BlockListing."""
+
+    after: str = ""
+
+
+class BlockListing(Message, frozen=True):
+    """(key, since, until, strikes, automatic, reason), times in wall-clock milliseconds. ``more``: ask on."""
+
+    rows: list[tuple[str, int, int, int, bool, str]]
+    total: int
+    more: bool
+
+
 # --- acceptor <-> limiter: leases --------------------------------------------------------------------------------
 
 
 class LeaseRequest(Message, frozen=True):
-    """Up to ``want`` units of message budget for ``keys`` (all are charged). Answered with Lease or Exhausted."""
+    """Up to ``want`` units of message budget for ``keys`` (all are charged). Answered with Lease or Exhausted.
+
+    Fewer than ``least``, what one message costs, are of no use.
+    """
 
     acceptor: str
     keys: tuple[str, ...]
     want: int
+    least: int = 1
 
 
 class Lease(Message, frozen=True):
@@ -161,8 +232,8 @@ class Authenticate(Message, frozen=True):
     """Who is this? Answered with Grant or Refused."""
 
     listener: Literal["ws", "tcp"]
-    scheme: Literal["token", "ticket", "anonymous"]
-    credential: str
+    scheme: Literal["token", "ticket", "certificate", "anonymous"]
+    credential: str  # of a certificate: what the acceptor learnt of a verified one (actors.policy.certificate)
     peer_ip: str
     session: int = 0
 
@@ -181,6 +252,9 @@ class Grant(Message, frozen=True):
     expires_at_ms: int
     epoch: int
     limit_keys: tuple[str, ...] = ()
+    family: str = ""  # the issued session that it belongs to (equal to ``session`` then); empty for one of its own
+    tokens: tuple[str, ...] = ()  # the names under which the credential itself can be revoked
+    issued_ms: int = 0  # wall clock: when the credential was issued; 0 when it says nothing of that
 
 
 class IssueTicket(Message, frozen=True):
@@ -196,10 +270,108 @@ class Ticket(Message, frozen=True):
 
 
 class Revoked(Message, frozen=True):
-    """Broadcast by auth: grants of these public session ids, or below this epoch, are over."""
+    """Broadcast by auth, control lane: grants of these public session ids, or below this epoch, are over.
+
+    So are those that bear one of ``tokens``, and those of a principal whose credential was issued up to the wall time
+    (milliseconds) beside its name.
+    """
 
     sessions: tuple[str, ...] = ()
     epoch: int = 0
+    tokens: tuple[str, ...] = ()
+    principals: tuple[tuple[str, int], ...] = ()
+    reason: str = "revoked"
+
+
+class Revalidate(Message, frozen=True):
+    """An acceptor's live grants, asked of each new incarnation of auth, and for a grant that a revocation may have
+    overtaken: (connection's session, family, tokens, principal, issued_ms). Answered with Lapsed."""
+
+    acceptor: str
+    grants: list[tuple[int, str, tuple[str, ...], str, int]]
+
+
+class Lapsed(Message, frozen=True):
+    """The connections whose grants are over."""
+
+    sessions: list[int]
+
+
+class SessionsUsed(Message, frozen=True):
+    """Issued sessions that clients were active in since the last report (control lane)."""
+
+    families: list[str]
+
+
+class IssueSession(Message, frozen=True):
+    """A session for the holder of a static token or a client certificate. Answered with TokenSet or Refused.
+
+    ``nonce`` is made by the asker, 24 hex digits; who asks again with the same one gets the same session.
+    """
+
+    scheme: Literal["token", "certificate", "anonymous"]
+    credential: str
+    peer_ip: str
+    nonce: str
+
+
+class RefreshSession(Message, frozen=True):
+    """Answered with TokenSet or Refused."""
+
+    refresh_token: str
+    peer_ip: str
+
+
+class TokenSet(Message, frozen=True):
+    """``grant`` is what the access token is worth."""
+
+    access_token: str
+    refresh_token: str
+    session: str  # usable as a bearer token
+    expires_in: int  # seconds
+    grant: Grant
+
+
+class RevokeToken(Message, frozen=True):
+    """What the holder of a token may revoke: it alone. Answered with Done or Refused, whatever it was."""
+
+    token: str
+    peer_ip: str
+
+
+class Logout(Message, frozen=True):
+    """A client ends its own session, or without one its own token. Answered with Done."""
+
+    family: str
+    tokens: tuple[str, ...]
+    expires_at_ms: int
+
+
+class ShowSession(Message, frozen=True):
+    """What a credential is worth. Answered with Description (a JSON object) or Refused."""
+
+    scheme: Literal["token", "certificate", "anonymous"]
+    credential: str
+    peer_ip: str
+
+
+class RevokeTokens(Message, frozen=True):
+    """An operator's revocation: a token, one by its jti, or all that were issued so far to a principal (sessions
+    included). Answered with Done."""
+
+    token: str = ""
+    jti: str = ""
+    principal: str = ""
+
+
+class ListSessions(Message, frozen=True):
+    """Answered with Description: {"sessions": [{id, principal, scopes, created, used, expires}]}."""
+
+
+class EndSession(Message, frozen=True):
+    """An operator ends an issued session by its public id. Answered with Done."""
+
+    session: str
 
 
 # --- acceptor/bridge <-> breaker ---------------------------------------------------------------------------------
@@ -415,10 +587,14 @@ class AdminRequest(Message, frozen=True):
 
 
 AnyMessage = (
-    Drain | ListenersChanged | LinksChanged | Describe | Description
+    Drain | ListenersChanged | ReloadCertificates | LinksChanged | Describe | Description
     | Admit | Admitted | Refused | Released | Resync
+    | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport
     | Authenticate | Grant | IssueTicket | Ticket | Revoked
+    | Revalidate | Lapsed | SessionsUsed
+    | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession
+    | RevokeTokens | ListSessions | EndSession
     | BreakerSubscribe | BreakerSnapshot | Outcomes | ResetBreaker
     | AuditBatch | AuditAck
     | Validate | Valid | Invalid

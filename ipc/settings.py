@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from .authorization import Authorization
+
 Profile = Literal["development", "production"]
 Role = Literal["supervisor", "edge", "policy", "validator", "bridge", "admin"]
 
@@ -83,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jwt_jwks_algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     authorization_policy: str = ""
     authorization_default: Literal["allow", "deny"] = "allow"
+    authorization: Authorization = Authorization()  # what the policy file says
 
     # Sessions.
     session_secret: str = ""  # empty: derived from jwt_secret
@@ -235,6 +238,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         blanked: dict[str, object] = {
             field: type(getattr(self, field))() for field, roles in _SECRETS.items() if role not in roles
         }
+        if role != "edge":
+            blanked["authorization"] = Authorization()
         blanked["upstreams"] = tuple(_upstream_for(upstream, role) for upstream in self.upstreams)
         return msgspec.structs.replace(self, **blanked)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actors.policy import jsonrpc
+from ipc.authorization import LIST_METHODS
 
 from .connection import RETRY_MS, Call, Connection, Stage
 
@@ -58,6 +59,8 @@ class Answers:
                     return
                 if call.method == "initialize":
                     self._initialized(connection, raw)
+                elif call.method in LIST_METHODS:
+                    raw = self.hub.authorising.shown(connection, call, raw)
                 self.completed(connection, call, "answered", len(raw))
             else:
                 call = connection.calls.get(number)

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
+from actors.policy.rate_headers import Quota
 from ipc.messages import Envelope, Grant
 
 from .http import HeadReader, Request
 from .lines import LineReader
+from .tls import Tls
 from .ws import WsReceiver
 
 if TYPE_CHECKING:
     from actors.policy.jsonrpc import Refusal
 
+    from .authorising import Standing
     from .routes import Route
 
 Codec = HeadReader | WsReceiver | LineReader[bytes]
@@ -92,10 +95,15 @@ class Connection:
     encode: Callable[[bytes], bytes] = bytes
     subprotocol: str | None = None
 
+    # TLS
+    tls: Tls | None = None  # None: the socket carries plaintext
+    certificate: str = ""  # the verified client certificate's credential (``actors.policy.certificate``)
+
     # entry
     admitted: bool | None = None  # None: the limiter has not answered yet
     entry_deadline_ns: int = 0
     request: Request | None = None
+    quota: Quota | None = None  # what the client has left, once it was charged for its HTTP request
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
     login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
     failed_logins: int = 0
@@ -104,6 +112,7 @@ class Connection:
 
     # open
     grant: Grant | None = None
+    standing: Standing | None = None  # what the grant comes to under the policy
     route: Route | None = None
     upstream: str = ""
     forwarded: bool = False  # something has been sent upstream: the choice of the server is final

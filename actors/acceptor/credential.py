@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import attrs
 
+from .connection import Connection
 from .http import Handshake, HttpError, Request
 
 MAX_CREDENTIAL: Final = 8192  # the longest token that is looked at (a JWT of 8 KiB)
@@ -18,11 +19,16 @@ MAX_CREDENTIAL: Final = 8192  # the longest token that is looked at (a JWT of 8 
 class Credential:
     """What was presented. ``anonymous`` when nothing was."""
 
-    scheme: Literal["token", "ticket", "anonymous"]
+    scheme: Literal["token", "ticket", "certificate", "anonymous"]
     value: str
 
 
 ANONYMOUS: Final = Credential("anonymous", "")
+
+
+def of_certificate(connection: Connection) -> Credential:
+    """The verified client certificate's; it counts where no other credential is presented."""
+    return Credential("certificate", connection.certificate) if connection.certificate else ANONYMOUS
 
 
 def bearer(request: Request) -> Credential:

@@ -1,6 +1,6 @@
 """What happens to a message: from the codec through the checks to its upstream, and its answer back.
 
-    bytes → codec → parse → grant → budget → breaker → forward ⇢ deliver → bytes
+    bytes → codec → parse → grant → budget → authorisation → breaker → forward ⇢ deliver → bytes
 
 A message that has to wait for something (budget, room at its upstream, the validator of large messages, a policy
 actor's answer) is parked at the head of its connection's queue, and the later ones behind it, so that a connection's
@@ -166,6 +166,8 @@ class Dispatch:
             item.stamps |= pipeline.RATE
         if envelope is None:
             self.invalid(connection, item)
+            return True
+        if not item.stamps & pipeline.AUTHORISATION and not self.hub.authorising.allows(connection, item, envelope):
             return True
         if envelope.kind == "request":
             return self._request(connection, item, envelope, now)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from actors.policy import jsonrpc
 from actors.policy.origin import host_allowed, origin_allowed
+from actors.policy.rate_headers import retry_after
 from ipc.address import Reply
 from ipc.errors import ActorDown
 from ipc.messages import (
@@ -32,9 +33,9 @@ from ipc.messages import (
     Ticket,
 )
 
-from . import http
+from . import endpoints, http, http_answers
 from .connection import RETRY_MS, Connection, Stage, line
-from .credential import ANONYMOUS, Credential, bearer, of_upgrade
+from .credential import ANONYMOUS, Credential, bearer, of_certificate, of_upgrade
 from .http import Handshake, HttpError, Request
 from .lines import LineReader
 from .patience import Patience
@@ -67,7 +68,6 @@ class Entry:
         self.limiter = Patience(hub.limiter, hub.post)
         self.auth = Patience(hub.context.address("auth"), hub.post)
         self.released: list[int] = []
-        self.security = http.security_headers(hub.settings)
         # Beyond what all listeners may hold together, a connection isn't even kept waiting for an answer.
         self.most = hub.settings.ws_max_connections + hub.settings.tcp_max_connections + 256
 
@@ -91,6 +91,9 @@ class Entry:
             connection.entry_deadline_ns = now + settings.auth_timeout_ms * 1_000_000
         else:
             connection.entry_deadline_ns = now + settings.handshake_timeout_ms * 1_000_000
+        if connection.tls is not None:
+            connection.waiting_for = "limiter"  # nothing is read, and no key used, for who may not come in
+            connection.entry_deadline_ns = now + settings.handshake_timeout_ms * 1_000_000
         self.hub.deadlines.arm(connection)
         if self.hub.draining_until_ns:
             self.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
@@ -112,8 +115,10 @@ class Entry:
         waited, connection.waiting_for = connection.waiting_for, ""
         self.hub.deadlines.arm(connection)
         if connection.admitted is None:
-            connection.waiting_for = "limiter" if connection.listener == "tcp" else ""
+            connection.waiting_for = "limiter" if connection.listener == "tcp" or connection.tls is not None else ""
             self._ask_admission(connection)
+        elif connection.tls is not None and connection.tls.handshaking:
+            self.hub.handshakes.begin(connection)
         elif connection.login_id:
             self.hub.login.fail(connection, connection.login_id, ActorDown("auth", "acceptor restarted"))
         elif connection.transport == "http" and connection.request is not None:
@@ -133,11 +138,19 @@ class Entry:
         connection.admitted = True
         if connection.waiting_for == "limiter":
             connection.waiting_for = ""
-        if connection.listener == "tcp":
+        if connection.tls is not None and connection.tls.handshaking:
+            self.hub.handshakes.begin(connection)
+        elif connection.listener == "tcp":
             self._open_tcp(connection)
         elif connection.request is not None:
             self._routed(connection, connection.request)
         self.hub.dirty[connection.fd] = connection
+
+    def secured(self, connection: Connection) -> None:
+        """TLS is established; on the WebSocket port the same deadline is for the HTTP request too."""
+        if connection.listener == "tcp":
+            self._await_login(connection)
+            self._open_tcp(connection)
 
     def _resync(self) -> None:
         """A new limiter must know every connection that it counts before it admits another one."""
@@ -164,10 +177,13 @@ class Entry:
         self.hub.refused += 1
         self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason=refused.reason)
         retry_ms = refused.retry_after_ms or (RETRY_MS if status in (429, 503) else 0)
+        if connection.tls is not None and connection.tls.handshaking:
+            self.hub.handshakes.refused(connection, refused.reason)
+            return
         if connection.transport == "http":
             headers = [("WWW-Authenticate", REALM)] if status == 401 else []
             if retry_ms:
-                headers.append(("Retry-After", str(-(-retry_ms // 1000))))
+                headers.append(retry_after(retry_ms))
             self._problem(connection, status, _detail(refused), headers)
             return
         data: dict[str, object] = {"reason": _reason(refused)}
@@ -179,13 +195,14 @@ class Entry:
     def _problem(
         self, connection: Connection, status: int, detail: str, headers: list[tuple[str, str]] | None = None
     ) -> None:
-        connection.write(http.problem(status, detail, headers=[*self.security, *(headers or [])]))
-        self.hub.finish(connection, f"http {status}")
+        http_answers.problem(self.hub, connection, connection.request, status, detail, headers or ())
 
     def timed_out(self, connection: Connection) -> None:
         """The connection's time to handshake or to authenticate is over."""
         if connection.waiting_for in ("limiter", "auth") or connection.admitted is None:
             self.refuse(connection, Refused(reason="unavailable", detail="policy actor down"))
+        elif connection.tls is not None and connection.tls.handshaking:
+            self.hub.handshakes.timed_out(connection)
         elif connection.transport == "http":
             self.refuse(connection, Refused(reason="timeout"))
         else:
@@ -250,15 +267,21 @@ class Entry:
             self._forbidden(connection, "origin", "this Origin may not connect")
             return
         path = request.path
-        if path in ("/", "/ws") or path.startswith("/ws/"):
+        if endpoints.is_websocket(path):
             if request.method != "GET":
                 raise HttpError(405, "a WebSocket begins with GET", headers=(("Allow", "GET"),))
             self._upgrade(connection, request)
+            return
+        methods = endpoints.METHODS.get(path)
+        if methods is None:
+            raise HttpError(404, "nothing is served at this path")
+        if request.method not in methods:
+            raise HttpError(405, "this path does not take that method", headers=(("Allow", endpoints.allow(path)),))
+        if request.method == "OPTIONS":
+            http_answers.options(self.hub, connection, request, endpoints.allow(path))
         elif path == "/health":
             self._health(connection, request)
         elif path == "/auth/ticket":
-            if request.method != "POST":
-                raise HttpError(405, "a ticket is issued by POST", headers=(("Allow", "POST"),))
             self._ticket(connection, request)
         else:
             raise HttpError(404, "nothing is served at this path")
@@ -269,21 +292,11 @@ class Entry:
         self._problem(connection, 403, detail)
 
     def _health(self, connection: Connection, request: Request) -> None:
-        if request.method not in ("GET", "HEAD"):
-            raise HttpError(405, "health is read by GET", headers=(("Allow", "GET, HEAD"),))
         status = self.hub.status
         healthy = status.healthy if status is not None else "unhealthy"
         body = b'{"status":"%s"}' % healthy.encode()
-        connection.write(
-            http.response(
-                503 if healthy == "unhealthy" else 200,
-                [("Content-Type", "application/json"), *self.security],
-                body,
-                close=True,
-                head_only=request.method == "HEAD",
-            )
-        )
-        self.hub.finish(connection, "http")
+        status_code = 503 if healthy == "unhealthy" else 200
+        http_answers.answer(self.hub, connection, request, status_code, http_answers.JSON, body)
 
     def _ticket(self, connection: Connection, request: Request) -> None:
         credential = bearer(request)
@@ -304,8 +317,7 @@ class Entry:
             self._not_granted(connection, reply)
             return
         body = b'{"ticket":"%s","expires_in":%d}' % (reply.ticket.encode(), reply.expires_in)
-        connection.write(http.response(200, [("Content-Type", "application/json"), *self.security], body, close=True))
-        self.hub.finish(connection, "http")
+        http_answers.answer(self.hub, connection, connection.request, 200, http_answers.JSON, body)
 
     # --- the upgrade -----------------------------------------------------------------------------------------
 
@@ -318,6 +330,8 @@ class Entry:
         credential, subprotocol = of_upgrade(request, handshake)
         connection.subprotocol = subprotocol
         settings = self.settings
+        if credential is ANONYMOUS:
+            credential = of_certificate(connection)
         if credential is ANONYMOUS and settings.ws_auth_enabled:
             if not settings.ws_first_message_auth:
                 raise HttpError(401, "authentication is required")
@@ -347,7 +361,8 @@ class Entry:
         self._feed_rest(connection, request)
 
     def _switch(self, connection: Connection, handshake: Handshake) -> None:
-        connection.write(http.switching_protocols(handshake, connection.subprotocol))
+        fields = http_answers.upgrade_fields(self.hub)
+        connection.write(http.switching_protocols(handshake, connection.subprotocol, fields))
         connection.transport = "ws"
         connection.encode = encode_text
         connection.codec = WsReceiver(max_message=self.settings.max_preauth_size)
@@ -360,10 +375,11 @@ class Entry:
     # --- TCP -------------------------------------------------------------------------------------------------
 
     def _open_tcp(self, connection: Connection) -> None:
-        if self.settings.tcp_auth_enabled:
+        credential = of_certificate(connection)
+        if credential is ANONYMOUS and self.settings.tcp_auth_enabled:
             connection.stage = Stage.LOGIN
             return
-        self.authenticate(connection, ANONYMOUS, self._anonymous_decided)
+        self.authenticate(connection, credential, self._anonymous_decided)
 
     def _anonymous_decided(self, connection: Connection, reply: Reply) -> None:
         connection.waiting_for = ""

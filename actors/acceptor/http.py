@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final, NoReturn
+from typing import Final
 
 import attrs
 import msgspec
@@ -134,13 +134,14 @@ class HeadReader:
         max_line: bytes of the request line, its CRLF not counted.
     """
 
-    __slots__ = ("_held", "_max_head", "_max_headers", "_max_line")
+    __slots__ = ("_held", "_line_read", "_max_head", "_max_headers", "_max_line")
 
     def __init__(self, *, max_head: int = MAX_HEAD, max_headers: int = MAX_HEADERS, max_line: int = MAX_LINE) -> None:
         self._max_head = max_head
         self._max_headers = max_headers
         self._max_line = max_line
         self._held = bytearray()
+        self._line_read = False  # the first line of what is held was looked at, and is a request line
 
     @property
     def pending(self) -> int:
@@ -156,17 +157,26 @@ class HeadReader:
         held = self._held
         before = len(held)
         held += data[: self._max_head - before]
+        if not self._line_read:
+            # Whoever speaks something else (HTTP/0.9, SSH, TLS …) is told at once, and not after a time-out.
+            line_end = held.find(b"\r\n", max(0, before - 1), self._max_line + 2)
+            self._check_bytes(max(0, before - 1), len(held) if line_end < 0 else line_end + 2)
+            if line_end < 0:
+                if len(held) >= self._max_line + 2 or before + len(data) > self._max_head:
+                    raise HttpError(414, "request line too long")
+                return None
+            _request_line(bytes(held[:line_end]))
+            self._line_read = True
         end = held.find(b"\r\n\r\n", max(0, before - 3))
         self._check_bytes(max(0, before - 1), len(held) if end < 0 else end + 4)
         if end < 0:
             if before + len(data) > self._max_head:
-                self._too_large()
-            if len(held) >= self._max_line + 2 and held.find(b"\r\n", 0, self._max_line + 2) < 0:
-                raise HttpError(414, "request line too long")
+                raise HttpError(431, "request head too large")
             return None
         lines = bytes(held[:end]).split(b"\r\n")
         rest = data[end + 4 - before :]
         held.clear()
+        self._line_read = False
         return self._parse(lines, rest)
 
     def _check_bytes(self, start: int, end: int) -> None:
@@ -184,20 +194,8 @@ class HeadReader:
             raise HttpError(400, "lines must end with CR LF")
         raise HttpError(400, "non-ASCII byte in the head" if byte >= 0x80 else "control character in the head")
 
-    def _too_large(self) -> NoReturn:
-        if self._held.find(b"\r\n") < 0:
-            raise HttpError(414, "request line too long")
-        raise HttpError(431, "request head too large")
-
     def _parse(self, lines: list[bytes], rest: bytes) -> Request:
-        if len(lines[0]) > self._max_line:
-            raise HttpError(414, "request line too long")
-        match = _REQUEST_LINE.fullmatch(lines[0])
-        if match is None:
-            raise HttpError(400, "malformed request line")
-        method, target, major, minor = match.groups()
-        if major != b"1" or minor not in (b"0", b"1"):
-            raise HttpError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        method, target, minor = _request_line(lines[0])
         if len(lines) - 1 > self._max_headers:
             raise HttpError(431, "too many header fields")
         headers = tuple([_field(line) for line in lines[1:]])
@@ -226,6 +224,17 @@ class HeadReader:
         return request
 
 
+def _request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and minor version."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise HttpError(400, "malformed request line")
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise HttpError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    return method, target, minor
+
+
 def _field(line: bytes) -> tuple[bytes, bytes]:
     match = _FIELD.fullmatch(line)
     if match is None:
@@ -252,6 +261,8 @@ def _content_length(single: Mapping[bytes, bytes]) -> int:
     if b"transfer-encoding" in single:
         if value is not None:
             raise HttpError(400, "both Transfer-Encoding and Content-Length")
+        if b"upgrade" in single:
+            raise HttpError(400, "an upgrade has no body")
         raise HttpError(501, "Transfer-Encoding is not implemented, use Content-Length")
     if value is None:
         return 0

@@ -40,22 +40,26 @@ from ipc.messages import (
     Drain,
     GatewayStatus,
     ListenersChanged,
+    ReloadCertificates,
 )
 from ipc.settings import Settings
 
 from . import describe
 from .answers import Answers
+from .authorising import Authorising
 from .budget import Budget
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
 from .dispatch import Dispatch
 from .entry import Entry
+from .handshakes import Handshakes
 from .http import HeadReader
 from .large import LargeMessages
 from .lines import LineReader
 from .login import Login
 from .routes import Routes
 from .tcp_upstream import TcpUpstream
+from .tls import why
 from .wheel import TimerWheel
 from .ws import encode_close
 
@@ -127,10 +131,12 @@ class Hub:
         self.budget = Budget(self)
         self.routes = Routes(self)
         self.large = LargeMessages(self)
+        self.authorising = Authorising(self)
         self.dispatch = Dispatch(self)
         self.answers = Answers(self)
         self.login = Login(self)
         self.entry = Entry(self)
+        self.handshakes = Handshakes(self)
 
         self.epoll.register(self.waker, IN)
         self.ready[self.waker] = self._on_waker
@@ -252,6 +258,7 @@ class Hub:
             wall_opened_ns=time.time_ns(),
             last_message_ns=now,
             last_received_ns=now,
+            tls=self.handshakes.layer(),
         )
         self.connections[session] = connection
         self._register(connection)
@@ -259,7 +266,9 @@ class Hub:
 
     def _register(self, connection: Connection) -> None:
         connection.interest = IN
-        self.watch(connection.fd, IN, functools.partial(self._on_socket, connection))
+        handshaking = connection.tls is not None and connection.tls.handshaking
+        step = self.handshakes.on_socket if handshaking else self.on_socket
+        self.watch(connection.fd, IN, functools.partial(step, connection))
         self.deadlines.arm(connection)
 
     def adopt_kept(self) -> None:
@@ -272,23 +281,26 @@ class Hub:
 
     # --- one connection's socket -----------------------------------------------------------------------------
 
-    def _on_socket(self, connection: Connection, events: int, now: int) -> None:
+    def on_socket(self, connection: Connection, events: int, now: int) -> None:
+        """The readiness of a connection's descriptor."""
         if not connection.wants_input:
             if events & (select.EPOLLHUP | select.EPOLLERR):
                 self.step(connection, self._hung_up)
             self.dirty[connection.fd] = connection  # for the mask
         elif events & ~OUT:  # readable, hung up or in error: the read tells which
-            self.step(connection, self._receive, now)
+            self.step(connection, self.receive, now)
         if events & OUT and connection.stage is not Stage.CLOSED:
             self.dirty[connection.fd] = connection
 
-    def _receive(self, connection: Connection, now: int) -> None:
+    def receive(self, connection: Connection, now: int) -> None:
+        """Read once, and deal with what came."""
+        tls = connection.tls
         try:
-            data = connection.sock.recv(RECEIVE_BYTES)
+            data = connection.sock.recv(RECEIVE_BYTES) if tls is None else tls.receive(connection.sock, RECEIVE_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # reset, timed out, unreachable: the peer's end, whatever its name
-            self.close_now(connection, "reset")
+        except OSError as error:  # reset, timed out, unreachable: the peer's end, whatever its name
+            self.close_now(connection, why(error))
             return
         if connection.stage is Stage.CLOSING:
             connection.linger_left -= len(data)
@@ -332,6 +344,8 @@ class Hub:
             self._send(connection)
             if connection.stage is Stage.CLOSED:
                 return
+        if connection.tls is not None and not self.handshakes.settled(connection):
+            return
         if connection.stage is Stage.CLOSING and not connection.out and not connection.linger_until_ns:
             self._linger(connection)
             return
@@ -343,7 +357,10 @@ class Hub:
     def _send(self, connection: Connection) -> None:
         out = connection.out
         try:
-            sent = connection.sock.send(out[0]) if len(out) == 1 else connection.sock.sendmsg(out[:IOV_MAX])
+            if connection.tls is not None:
+                sent = connection.tls.send(connection.sock, out)
+            else:
+                sent = connection.sock.send(out[0]) if len(out) == 1 else connection.sock.sendmsg(out[:IOV_MAX])
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -462,6 +479,8 @@ class Hub:
                     self.status = message
                 case ListenersChanged():
                     self.sync_listeners()
+                case ReloadCertificates():
+                    self.handshakes.reload()
                 case Drain(deadline_ns=deadline):
                     self._drain(deadline)
                 case Describe():

@@ -12,7 +12,7 @@ from ipc.address import Reply
 from ipc.messages import Envelope, Grant, Refused
 
 from .connection import RETRY_MS, Connection, Item, Stage
-from .credential import Credential
+from .credential import ANONYMOUS, Credential, of_certificate
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -22,7 +22,7 @@ _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
 
 
 class _Authenticate(msgspec.Struct):
-    token: str
+    token: str | None = None  # it may be left out by the bearer of a client certificate, to choose a server
     server: str = ""
 
 
@@ -80,13 +80,16 @@ class Login:
         """The method ``authenticate``, on an open connection too. Later messages wait until it is decided."""
         try:
             params = _login_decoder.decode(item.raw).params
+            credential = Credential("token", params.token) if params.token is not None else of_certificate(connection)
+            if credential is ANONYMOUS:
+                raise msgspec.ValidationError("neither a token nor a certificate")
         except msgspec.DecodeError:
             connection.send_message(jsonrpc.error_reply(envelope.id, -32602, "params must hold a token"))
             self._stranger(connection)
             return
         connection.login_id = envelope.id
         decided = functools.partial(self._decided, id=envelope.id, server=params.server)
-        self.hub.entry.authenticate(connection, Credential("token", params.token), decided)
+        self.hub.entry.authenticate(connection, credential, decided)
 
     def _decided(self, connection: Connection, reply: Reply, *, id: bytes, server: str) -> None:  # noqa: A002
         connection.waiting_for = ""

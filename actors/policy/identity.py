@@ -1,4 +1,4 @@
-"""Who presents a credential: static tokens and one-time tickets.
+"""Who presents a credential: static tokens and one-time tickets, and who it turned out to be.
 
 Nothing here keeps a credential. Tokens and tickets are held and compared as SHA-256 digests: equal length whatever
 was presented, so that a comparison in constant time tells nothing, and a memory dump holds nothing to present.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from typing import Literal
 
 import attrs
 
@@ -17,6 +18,35 @@ import attrs
 LONGEST_CREDENTIAL = 8 * 1024
 TICKET_LIFE_NS = 30_000_000_000
 MOST_TICKETS = 4096
+
+
+Issuer = Literal["static", "own", "outside", "session", "certificate"]
+
+
+@attrs.frozen
+class Identity:
+    """Who a verified credential speaks for.
+
+    ``principal`` is empty for a static token's holder without a name of its own. A name that another party chose is
+    ``issuer|name``; the gateway's own names never hold a ``|``, so that the two can't be mistaken for each other.
+    ``expires_at_ms`` is wall-clock milliseconds since the epoch, the leeway included; 0 never. ``issued_ms`` is such a
+    time too; 0 when the credential says nothing of it. ``jti``, ``session`` (of an issued session, which an own token
+    names in the claim ``sid``) and ``family`` are empty where the credential has none.
+    """
+
+    principal: str
+    scopes: tuple[str, ...]
+    expires_at_ms: int
+    jti: str
+    session: str
+    family: str
+    issuer: Issuer
+    issued_ms: int = 0
+    tokens: tuple[str, ...] = ()  # the names under which the credential itself can be revoked
+
+
+STATIC = Identity("", ("mcp:call", "mcp:read"), 0, "", "", "", "static")
+"""The holder of a static token, and whoever is let in without one."""
 
 
 def digest(credential: str) -> bytes | None:
@@ -54,30 +84,30 @@ class Tickets:
 
     capacity: int = MOST_TICKETS
     life_ns: int = TICKET_LIFE_NS
-    _expiries: dict[bytes, int] = attrs.field(factory=dict, init=False)  # in the order of expiry
+    _issued: dict[bytes, tuple[int, Identity]] = attrs.field(factory=dict, init=False)  # in the order of expiry
 
     def __len__(self) -> int:
-        return len(self._expiries)
+        return len(self._issued)
 
-    def issue(self, ticket: str, now: int) -> bool:
-        """Take a fresh ticket in. False: too many are unredeemed."""
+    def issue(self, ticket: str, now: int, identity: Identity = STATIC) -> bool:
+        """Take a fresh ticket in, and for whom it speaks. False: too many are unredeemed."""
         self.expire(now)
         key = digest(ticket)
         if key is None:
             raise ValueError("a ticket has to be a credential")
-        if len(self._expiries) >= self.capacity:
+        if len(self._issued) >= self.capacity:
             return False
-        self._expiries[key] = now + self.life_ns
+        self._issued[key] = now + self.life_ns, identity
         return True
 
-    def redeem(self, presented: bytes, now: int) -> bool:
-        """Whether this digest is that of a live ticket; it is used up with the answer, in time or not."""
-        expires = self._expiries.pop(presented, None)
-        return expires is not None and now < expires
+    def redeem(self, presented: bytes, now: int) -> Identity | None:
+        """Whose live ticket has this digest; it is used up with the answer, in time or not."""
+        expires, identity = self._issued.pop(presented, (0, STATIC))
+        return identity if now < expires else None
 
     def expire(self, now: int) -> None:
-        while self._expiries:
-            first = next(iter(self._expiries))
-            if self._expiries[first] > now:
+        while self._issued:
+            first = next(iter(self._issued))
+            if self._issued[first][0] > now:
                 return
-            del self._expiries[first]
+            del self._issued[first]

@@ -9,14 +9,14 @@ so only the second ever refuses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 
 import msgspec
 
 from ipc.messages import Envelope
 
-from .eras import META_LOG_LEVEL, META_SUBSCRIPTION, META_VERSION
+from .eras import LISTEN, META_LOG_LEVEL, META_SUBSCRIPTION, META_VERSION
 from .members import DuplicateKey, Span, decode_object, is_utf8, locate, nested_deeper, text_of
 from .pollution import find_pollution, may_pollute
 from .server_message import UpstreamMessage, parse_upstream
@@ -55,6 +55,12 @@ _META_KEYS = frozenset({"progressToken", META_VERSION, META_LOG_LEVEL, META_SUBS
 _META_FOLDED = frozenset(key.casefold() for key in _META_KEYS)
 _USUAL_PARAMS = _READ_KEYS | {"arguments", "cursor", "clientInfo", "capabilities", "reason", "notifications"}
 _NAMED_METHODS = frozenset({"tools/call", "prompts/get"})
+_REFERENCE_KEYS = frozenset({"type", "name", "uri"})
+_SUBSCRIPTIONS = "resourceSubscriptions"
+_UNREADABLE_URIS = ("",)  # what asks for resources in a way that can't be read: it may mean any
+_DEEPER = {"completion/complete": "ref", LISTEN: "notifications"}  # what is read there is an object
+_URIS = msgspec.json.Decoder(tuple[str, ...] | None)
+_MAX_URIS = 256  # of one subscriptions/listen; each may have to be compared with every rule
 
 _INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*+)\Z")
 
@@ -106,9 +112,9 @@ class Refusal(Exception):
 
 
 # What the gateway reads in params, as Envelope has it: progress, progress_at, target, target_at, era, version,
-# version_at, name, uri, level.
-_Fields = tuple[bytes, int, bytes, int, str, str, int, str, str, str]
-_NO_FIELDS: _Fields = (b"", -1, b"", -1, "", "", -1, "", "", "")
+# version_at, name, uri, level, uris.
+_Fields = tuple[bytes, int, bytes, int, str, str, int, str, str, str, tuple[str, ...]]
+_NO_FIELDS: _Fields = (b"", -1, b"", -1, "", "", -1, "", "", "", ())
 
 
 class AmbiguousParams(ValueError):
@@ -327,6 +333,7 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
     target = b""
     target_at = version_at = -1
     version = name = uri = level = ""
+    uris: tuple[str, ...] = ()
     meta = params.get("_meta")
     if method in _NAMED_METHODS:
         read = "name"
@@ -338,6 +345,9 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
         read = "protocolVersion"
     elif method == "logging/setLevel":
         read = "level"
+    elif method in _DEEPER:
+        read = _DEEPER[method]
+        _check_spelling(params, {read}, {read})
     elif meta is None:
         return _NO_FIELDS
     else:
@@ -353,6 +363,10 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
         if read == "requestId":
             target = bytes(value)
             target_at = spans[read][0]
+        elif read == "ref":
+            name, uri = _reference(raw, spans[read])
+        elif read == "notifications":
+            uris = _subscribed(raw, spans[read])
         else:
             text = text_of(value)
             if text is not None:
@@ -366,11 +380,11 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
                     version = text
                     version_at = spans[read][0]
     if meta is None or raw[spans["_meta"][0]] != 0x7B:
-        return (b"", -1, target, target_at, "", version, version_at, name, uri, level)
+        return (b"", -1, target, target_at, "", version, version_at, name, uri, level, uris)
 
     entries = decode_object(meta)
     if not entries:
-        return (b"", -1, target, target_at, "", version, version_at, name, uri, level)
+        return (b"", -1, target, target_at, "", version, version_at, name, uri, level, uris)
     _check_spelling(entries, _META_KEYS, _META_FOLDED)
     try:
         entry_spans = locate(raw, *spans["_meta"], entries)
@@ -388,7 +402,51 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
     era = _text_member(entries, META_VERSION)
     if not level:
         level = _text_member(entries, META_LOG_LEVEL)
-    return (progress, progress_at, target, target_at, era, version, version_at, name, uri, level)
+    return (progress, progress_at, target, target_at, era, version, version_at, name, uri, level, uris)
+
+
+def _reference(raw: bytes, span: Span) -> tuple[str, str]:
+    """The name of the prompt, or the URI, that ``completion/complete`` is about; neither when it can't be read."""
+    at, end = span
+    if raw[at] != 0x7B:
+        return "", ""
+    members = _plain_members(raw, at, end, _REFERENCE_KEYS)
+    kind = _text_member(members, "type")
+    if kind == "ref/prompt":
+        return _text_member(members, "name"), ""
+    return "", _text_member(members, "uri") if kind == "ref/resource" else ""
+
+
+def _subscribed(raw: bytes, span: Span) -> tuple[str, ...]:
+    """The URIs of resources that ``subscriptions/listen`` asks for."""
+    at, end = span
+    if raw[at] != 0x7B:
+        return () if raw[at] == 0x6E else _UNREADABLE_URIS  # null
+    members = _plain_members(raw, at, end, {_SUBSCRIPTIONS})
+    if _SUBSCRIPTIONS not in members:
+        return ()
+    try:
+        uris = _URIS.decode(members[_SUBSCRIPTIONS])
+    except msgspec.ValidationError:
+        return _UNREADABLE_URIS
+    if uris is None:
+        return ()
+    return uris if len(uris) <= _MAX_URIS else _UNREADABLE_URIS
+
+
+def _plain_members(raw: bytes, at: int, end: int, read: Set[str]) -> dict[str, msgspec.Raw]:
+    """The members of the object at ``raw[at:end]``, of which each that is read stands there in one way only.
+
+    Raises:
+        AmbiguousParams
+    """
+    members = decode_object(raw[at:end])
+    _check_spelling(members, read, {key.casefold() for key in read})
+    try:
+        locate(raw, at, end, members)
+    except DuplicateKey:
+        raise AmbiguousParams from None
+    return members
 
 
 def _text_member(members: Mapping[str, msgspec.Raw], key: str) -> str:
@@ -396,7 +454,7 @@ def _text_member(members: Mapping[str, msgspec.Raw], key: str) -> str:
     return "" if value is None else text_of(value) or ""
 
 
-def _check_spelling(members: Mapping[str, msgspec.Raw], known: frozenset[str], folded: frozenset[str]) -> None:
+def _check_spelling(members: Mapping[str, msgspec.Raw], known: Set[str], folded: Set[str]) -> None:
     """Some servers match keys without regard to case: to them a variant is the key that the gateway didn't see."""
     for key in members:
         if key not in known and key.casefold() in folded:

@@ -101,14 +101,17 @@ class LeasePolicy:
     def leases(self) -> int:
         return len(self._leases)
 
-    def request(self, acceptor: str, incarnation: int, keys: tuple[str, ...], want: int, now: int) -> Granted | Denied:
-        """Up to ``want`` units, charged to all ``keys`` or to none."""
+    def request(
+        self, acceptor: str, incarnation: int, keys: tuple[str, ...], want: int, now: int, least: int = 1
+    ) -> Granted | Denied:
+        """Up to ``want`` units, charged to all ``keys`` or to none; not fewer than ``least``."""
         charged = tuple(dict.fromkeys(keys))
         if not charged:
             raise ValueError("a lease without a key would be a budget without a limit")
         left = min(self.table.left(key, now) for key in charged)
-        if left < 1:
-            return Denied(max(self.table.earliest(key, now) for key in charged))
+        least = max(1, least)
+        if left < least:
+            return Denied(max(self.table.earliest(key, now, least) for key in charged))
         if not self.table.has_room(sum(key not in self.table for key in charged), now):
             return Denied(now + self.table.longest_ns)
         return Granted(
@@ -117,7 +120,7 @@ class LeasePolicy:
             acceptor=acceptor,
             incarnation=incarnation,
             keys=charged,
-            units=max(1, min(want, left // _SHARE, LARGEST_LEASE)),
+            units=max(least, min(want, left // _SHARE, LARGEST_LEASE)),
             at_ns=now,
             until_ns=now + self.lifetime_ns,
         )

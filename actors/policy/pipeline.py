@@ -16,14 +16,23 @@ PRINCIPAL: Final = 4
 """The connection bears a grant that is valid now."""
 RATE: Final = 8
 """A unit of the client's message budget was spent on it."""
-CIRCUIT: Final = 16
+AUTHORISATION: Final = 16
+"""The scopes of its principal and the rules of the policy file allow it."""
+CIRCUIT: Final = 32
 """Its upstream's breaker lets it pass."""
 
-STAGES: Final = (SIZE, ENVELOPE, PRINCIPAL, RATE, CIRCUIT)
-FORWARD: Final = SIZE | ENVELOPE | PRINCIPAL | RATE | CIRCUIT
+STAGES: Final = (SIZE, ENVELOPE, PRINCIPAL, RATE, AUTHORISATION, CIRCUIT)
+FORWARD: Final = SIZE | ENVELOPE | PRINCIPAL | RATE | AUTHORISATION | CIRCUIT
 """What a message bears when it may be forwarded."""
 
-_NAMES: Final = {SIZE: "size", ENVELOPE: "envelope", PRINCIPAL: "principal", RATE: "rate", CIRCUIT: "circuit"}
+_NAMES: Final = {
+    SIZE: "size",
+    ENVELOPE: "envelope",
+    PRINCIPAL: "principal",
+    RATE: "rate",
+    AUTHORISATION: "authorisation",
+    CIRCUIT: "circuit",
+}
 
 
 class NotAllowed(AssertionError):

@@ -106,17 +106,17 @@ class KeyWindow:
         log = self.log
         return min(rule.limit - log.count_after(now - rule.length_ns) for rule in rules) - self.outstanding
 
-    def earliest(self, rules: Sequence[WindowRule], now: int) -> int:
-        """The earliest time at which one unit may be granted if all that is outstanding was used when granted."""
+    def earliest(self, rules: Sequence[WindowRule], now: int, units: int = 1) -> int:
+        """The earliest time at which that many may be granted if all that is outstanding was used when granted."""
         best = now
         for rule in rules:
             since = now - rule.length_ns
-            missing = self.log.count_after(since) + self.outstanding + 1 - rule.limit
+            missing = self.log.count_after(since) + self.outstanding + units - rule.limit
             if missing <= 0:
                 continue
             times = self.log.first_after(since, missing)
-            for granted_at, units in self.grants.values():
-                times.extend([granted_at] * min(units, missing))
+            for granted_at, granted in self.grants.values():
+                times.extend([granted_at] * min(granted, missing))
             times.sort()
             leaves = times[missing - 1] if missing <= len(times) else now
             best = max(best, leaves + rule.length_ns)
@@ -189,9 +189,9 @@ class KeyTable:
         window.log.forget_until(now - self.longest_ns)
         return window.left(self.rules, now)
 
-    def earliest(self, key: str, now: int) -> int:
+    def earliest(self, key: str, now: int, units: int = 1) -> int:
         window = self._keys.get(key)
-        return now if window is None else window.earliest(self.rules, now)
+        return now if window is None else window.earliest(self.rules, now, units)
 
     def sweep(self, now: int, most: int) -> int:
         """Evict empty keys among the ``most`` least recently changed ones. Returns how many went."""

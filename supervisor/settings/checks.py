@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +19,7 @@ from .unavailable import ROWS
 from .variables import VARIABLES, Variable
 
 _JWT_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 §3.2: as long as the hash's output
+_OTHER_KEY = re.compile(r'\s*(?:[\[{].*"kty"|----[- ]BEGIN|(?:ssh|ecdsa)-)')
 _BY_FIELD: dict[str, Variable] = {variable.field: variable for variable in VARIABLES}
 
 
@@ -47,7 +49,10 @@ class Subject:
 
 def check(settings: Settings, origins: Mapping[str, str]) -> list[Finding]:
     subject = Subject(settings, origins)
-    checks = (_unavailable, _secrets, _jwt_keys, _listeners, _tls, _cors, _sizes, _limits, _times, _directories)
+    checks = (
+        *(_unavailable, _secrets, _jwt_keys, _outside_issuer, _listeners, _tls, _cors, _sizes, _limits, _times),
+        _directories,
+    )
     return [finding for rule in checks for finding in rule(subject)]
 
 
@@ -90,6 +95,32 @@ def _jwt_keys(subject: Subject) -> Iterator[Finding]:
             yield subject.error(field, f"has {length} bytes; {algorithms} needs {needed} (RFC 7518 §3.2)")
     if subject.settings.jwt_secret_previous and not subject.settings.jwt_secret:
         yield subject.error("jwt_secret_previous", "is set without JWT_SECRET, which it precedes")
+    for field in ("jwt_secret", "jwt_secret_previous"):
+        if _OTHER_KEY.match(getattr(subject.settings, field)):
+            yield subject.error(field, "is a key of another kind (PEM, SSH or JWK); it has to be a random text")
+    if subject.settings.jwt_secret and len(subject.settings.jwt_algorithms) > 1:
+        yield subject.warning("jwt_algorithms", "one secret serves several algorithms; choose one (RFC 8725 §3.1)")
+
+
+def _outside_issuer(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    named = ("jwt_jwks_issuer", "jwt_jwks_audience")
+    sources = [field for field in ("jwt_jwks_file", "jwt_jwks_url") if getattr(settings, field)]
+    if not sources:
+        for field in named:
+            if getattr(settings, field):
+                yield subject.error(field, "is set without JWT_JWKS_FILE or JWT_JWKS_URL, which have the keys")
+        return
+    if len(sources) > 1:
+        yield subject.error("jwt_jwks_url", "is set as well as JWT_JWKS_FILE; the keys come from one of them")
+    source = _BY_FIELD[sources[0]].name
+    for field, claim in zip(named, ("iss", "aud"), strict=True):
+        if not getattr(settings, field):
+            yield subject.error(field, f"is not set, and {source} is: which {claim} do the tokens have?")
+    if settings.jwt_jwks_issuer and settings.jwt_jwks_issuer == settings.jwt_issuer:
+        yield subject.error("jwt_jwks_issuer", "is JWT_ISSUER; the outside issuer needs a name of its own")
+    if "|" in settings.jwt_jwks_issuer:
+        yield subject.error("jwt_jwks_issuer", "must not hold a |, which parts it from the subject in principals")
 
 
 def _listeners(subject: Subject) -> Iterator[Finding]:

@@ -9,13 +9,22 @@ import attrs
 
 from ipc.settings import Profile, Settings
 
-from . import flags, upstreams
+from . import authorization, flags, upstreams
 from .checks import check
 from .flags import Action
 from .problems import ConfigurationError, Problem, shown
 from .profiles import derive
 from .sources import Found, Raw, collect
-from .variables import BY_NAME, MCP_CONFIG, MCP_UPSTREAM, PROFILE, UPSTREAM_SOURCES, VARIABLES, Variable
+from .variables import (
+    AUTHORIZATION_POLICY,
+    BY_NAME,
+    MCP_CONFIG,
+    MCP_UPSTREAM,
+    PROFILE,
+    UPSTREAM_SOURCES,
+    VARIABLES,
+    Variable,
+)
 
 
 @attrs.frozen
@@ -43,7 +52,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str], cwd: str | Path) -> Lo
     servers, wrong, doubtful = upstreams.read(config, single, found.expansions, directory)
     problems.extend(wrong)
     warnings.extend(doubtful)
-    settings = Settings(**{**derive(given, profile, directory), "upstreams": servers})
+    fields = {**derive(given, profile, directory), "upstreams": servers}
+    policy = authorization.read(fields, found.raw.get(AUTHORIZATION_POLICY.name), servers)
+    problems.extend(policy.problems)
+    warnings.extend(policy.warnings)
+    settings = Settings(**fields, authorization=policy.authorization)
     origins = _origins(found, given, profile)
     # Values that could not be parsed stand at their defaults here: what is found wrong with those is not the
     # operator's doing, and is left out.

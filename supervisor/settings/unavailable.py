@@ -25,20 +25,10 @@ class Unavailable:
 
 
 _TLS = "TLS listeners are not in this release; put a TLS proxy in front and set SSL_ENABLED=false"
-_JWKS = "tokens of an outside issuer are not in this release; use WS_AUTH_TOKEN and TCP_AUTH_TOKEN, and unset this"
-_JWT = "the gateway's own tokens are not in this release; the secret is checked, but nothing is signed with it"
 
 ROWS: tuple[Unavailable, ...] = (
     Unavailable("SSL_ENABLED", (False,), _TLS),
     Unavailable("SSL_CLIENT_AUTH", ("none",), f"client certificates: {_TLS}"),
-    Unavailable("JWT_JWKS_FILE", ("",), _JWKS),
-    Unavailable("JWT_JWKS_URL", ("",), _JWKS),
-    Unavailable("JWT_SECRET", ("",), _JWT, refuse=False),
-    Unavailable("JWT_SECRET_PREVIOUS", ("",), _JWT, refuse=False),
-    Unavailable("AUTHORIZATION_POLICY", ("",), "authorisation rules are not in this release; unset it"),
-    Unavailable(
-        "AUTHORIZATION_DEFAULT", ("allow",), "authorisation rules are not in this release; only allow is possible"
-    ),
     Unavailable("IP_BLOCKLIST", ((),), "address lists are not in this release; refuse these in a firewall"),
     Unavailable("IP_ALLOWLIST", ((),), "address lists are not in this release; it has no effect", refuse=False),
     Unavailable("PROXY_PROTOCOL", ("off",), "the PROXY protocol is not in this release; set PROXY_PROTOCOL=off"),

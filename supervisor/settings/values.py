@@ -239,6 +239,40 @@ def _origin(item: str) -> str:
 origins = several("origin", _origin)
 
 
+def _https_url(text: str, _directory: Path) -> str:
+    """A URL that is safe to fetch: encrypted, or of this machine; and without a password, which ends up in logs."""
+    wanted = "must be an https:// URL, or http:// of localhost, 127.0.0.1 or [::1]"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not text.isascii() or not text.isprintable() or " " in text or port == 0:
+        raise ValueError(wanted)
+    if not (_HOST_NAME.match(host) or _is_address(host)):
+        raise ValueError(wanted)
+    if "@" in parts.netloc or "#" in text:
+        raise ValueError(f"{wanted}, without a user, a password or a #fragment")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_local(host)):
+        raise ValueError(wanted)
+    return text
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host
+
+
+def _is_local(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+https_url = Parser("URL", _https_url)
+
+
 def _path(text: str, directory: Path) -> str:
     if "\0" in text:
         raise ValueError("must be a path")

@@ -79,6 +79,10 @@ MCP_UPSTREAM = Variable(
     shown="the embedded server",
 )  # fmt: skip
 
+AUTHORIZATION_POLICY = Variable(
+    "AUTHORIZATION_POLICY", values.readable_file, "", "File with allow and deny rules (.json or .toml)."
+)
+
 UPSTREAM_SOURCES = (MCP_CONFIG, MCP_UPSTREAM)
 """Both end up in ``Settings.upstreams``."""
 
@@ -130,7 +134,7 @@ GROUPS: dict[str, tuple[Variable, ...]] = {
         Variable("JWT_ACCESS_TTL_MS", duration(), 900_000, "Lifetime of issued access tokens."),
         Variable("JWT_REFRESH_TTL_MS", duration(), 604_800_000, "Lifetime of issued refresh tokens."),
         Variable("JWT_JWKS_FILE", values.readable_file, "", "Keys of an outside issuer."),
-        Variable("JWT_JWKS_URL", values.text, "", "Where to fetch the keys of an outside issuer."),
+        Variable("JWT_JWKS_URL", values.https_url, "", "Where to fetch the keys of an outside issuer."),
         Variable("JWT_JWKS_ISSUER", values.text, "", "Issuer (iss) of the outside tokens."),
         Variable("JWT_JWKS_AUDIENCE", values.text, "", "Audience (aud) of the outside tokens."),
         Variable(
@@ -139,7 +143,7 @@ GROUPS: dict[str, tuple[Variable, ...]] = {
             ("RS256", "ES256", "EdDSA"),
             "Algorithms allowed of the outside issuer.",
         ),
-        Variable("AUTHORIZATION_POLICY", values.readable_file, "", "File with allow and deny rules."),
+        AUTHORIZATION_POLICY,
         Variable("AUTHORIZATION_DEFAULT", choice("allow", "deny"), "allow", "What applies where no rule speaks."),
     ),
     "Sessions": (
