@@ -35,7 +35,7 @@ class Answers:
 
     def timed_out(self, connection: Connection, call: Call, now: int) -> None:
         """The call's time is over: its client hears 504, its upstream that nobody waits."""
-        connection.end_call(call.number)
+        connection.end_call(call.number, self.hub.now)
         if connection.route is not None:
             connection.route.abandon(connection.session, call.number, "timeout", now)
         connection.send_message(jsonrpc.error_reply(call.id, 504, "the server did not answer in time"))
@@ -51,9 +51,10 @@ class Answers:
         self.hub.step(connection, self._delivered, number, final, raw)
 
     def _delivered(self, connection: Connection, number: int, final: bool, raw: bytes) -> None:
+        call = None
         if number:
             if final:
-                call = connection.end_call(number)
+                call = connection.end_call(number, self.hub.now)
                 if call is None:
                     self.hub.count("late")
                     return
@@ -69,6 +70,15 @@ class Answers:
                     return
                 if call.deadline_ns and connection.route is not None:
                     call.deadline_ns = min(self.hub.now + connection.route.timeout_ns, call.limit_ns)
+        if connection.out_bytes and connection.out_bytes + len(raw) > self.hub.settings.max_buffer_size:
+            # It doesn't read what it asked for. A word about each answer that is dropped still fits; when not even
+            # that does, the hub closes the connection.
+            self.hub.count("dropped_unread")
+            if final and call is not None:
+                data: dict[str, object] = {"reason": "unread", "sent": True}
+                raw = jsonrpc.error_reply(call.id, 502, "earlier answers have not been read", data)
+            else:
+                return
         connection.send_message(raw)
         self._after_answer(connection)
 
@@ -103,7 +113,7 @@ class Answers:
         retry_ms: int,
     ) -> None:
         """``failed`` for a connection that is at hand."""
-        call = connection.end_call(number)
+        call = connection.end_call(number, self.hub.now)
         if call is None:
             return
         data: dict[str, object] = {"reason": reason}

@@ -17,6 +17,7 @@ from .connection import Connection, Item, Stage
 if TYPE_CHECKING:
     from .hub import Hub
 
+MOST_OWED: Final = 256
 WAIT_NS: Final = 250_000_000  # how long a message may wait for the limiter
 
 
@@ -28,6 +29,7 @@ class Budget:
         self._leases = LeaseBook(hub.name, enabled=hub.settings.rate_limit_enabled)
         self._waiting: dict[tuple[str, ...], list[Connection]] = {}  # by the keys that are charged
         self._connections: Counter[tuple[str, ...]] = Counter()  # open ones, by the keys that they are charged to
+        self._owed: Counter[tuple[str, ...]] = Counter()  # to be taken from the next lease
         self._spent: set[tuple[str, ...]] = set()  # in this turn
 
     def join(self, keys: tuple[str, ...]) -> None:
@@ -47,6 +49,12 @@ class Budget:
             self._spent.add(keys)
             return True
         return False
+
+    def charge(self, keys: tuple[str, ...], now: int) -> None:
+        """One unit for what is refused whether there is one or not: now, or from the next lease."""
+        if not self._leases.take(keys, now) and not self._leases.retry_after_ms(keys, now):
+            self._owed[keys] = min(self._owed[keys] + 1, MOST_OWED)
+            self._request(keys, self._owed[keys], now)
 
     def look_ahead(self, now: int) -> None:
         """At the end of a turn: ask for the next lease of a busy client before the last one is used up."""
@@ -89,10 +97,14 @@ class Budget:
         now = self._hub.now
         if isinstance(reply, Lease):
             self._leases.granted(reply, now)
+            for _ in range(self._owed.pop(keys, 0)):
+                self._leases.take(keys, now)
         elif isinstance(reply, Exhausted):
             self._leases.exhausted(reply, now)
+            self._owed.pop(keys, None)  # all of the window is spent
         else:
             self._leases.unanswered(keys, now)
+            self._owed.pop(keys, None)
         for connection in self._waiting.pop(keys, []):
             if connection.stage >= Stage.CLOSING or connection.parked_for != "budget":
                 continue

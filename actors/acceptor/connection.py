@@ -142,7 +142,7 @@ class Connection:
     close_sent: bool = False
 
     # counters
-    last_message_ns: int = 0
+    idle_since_ns: int = 0  # the last complete message, or the end of the last call
     last_received_ns: int = 0
     last_ping_ns: int = 0
     messages_in: int = 0
@@ -166,13 +166,14 @@ class Connection:
         if not call.deadline_ns:
             self.open_ended += 1
 
-    def end_call(self, number: int) -> Call | None:
+    def end_call(self, number: int, now: int) -> Call | None:
         """Take a call out of the table. None: it has ended before (answered, cancelled or timed out)."""
         call = self.calls.pop(number, None)
         if call is not None:
             del self.ids[call.key]
             if not call.deadline_ns:
                 self.open_ended -= 1
+            self.idle_since_ns = max(self.idle_since_ns, now)
         return call
 
     @property

@@ -66,7 +66,7 @@ class Deadlines:
             return min(due, connection.entry_deadline_ns or due)
         idle_ns = self._idle_ns[connection.transport]
         if idle_ns and not connection.calls:
-            due = min(due, connection.last_message_ns + idle_ns)
+            due = min(due, connection.idle_since_ns + idle_ns)
         if connection.transport == "ws" and self._ping_ns:
             due = min(due, self._ping_due(connection))
         for call in connection.calls.values():
@@ -95,7 +95,7 @@ class Deadlines:
 
     def _check_idle(self, connection: Connection, now: int) -> None:
         idle_ns = self._idle_ns[connection.transport]
-        if idle_ns and not connection.calls and now - connection.last_message_ns >= idle_ns:
+        if idle_ns and not connection.calls and now - connection.idle_since_ns >= idle_ns:
             self._hub.close(connection, 1001, "idle timeout")
         elif connection.transport == "ws" and self._ping_ns and now >= self._ping_due(connection):
             if connection.last_ping_ns and connection.last_received_ns < connection.last_ping_ns:

@@ -22,7 +22,7 @@ def acceptor(hub: Hub) -> bytes:
             "peer": _endpoint(connection.peer_ip, connection.peer_port),
             "principal": connection.grant.principal if connection.grant else "",
             "age_s": round((now - connection.opened_ns) / 1e9, 3),
-            "idle_s": round((now - connection.last_message_ns) / 1e9, 3),
+            "idle_s": round((now - connection.idle_since_ns) / 1e9, 3),
             "messages_in": connection.messages_in,
             "messages_out": connection.messages_out,
             "bytes_in": connection.bytes_in,

@@ -54,6 +54,7 @@ class Dispatch:
                 self.hub.event(
                     connection, "message.invalid", severity="warning", outcome="refused", reason=error.reason[:100]
                 )
+                self._charge(connection, now)
                 self.hub.close(connection, error.code, error.reason)
                 return
             if self._floods(connection, codec.frames - before, now):
@@ -65,6 +66,7 @@ class Dispatch:
                 items = codec.receive(data)
             except LineTooLong as error:
                 self._items(connection, error.items, now)
+                self._charge(connection, now)
                 self._too_long(connection)
                 return
             if self._floods(connection, codec.empty - before, now):
@@ -78,7 +80,7 @@ class Dispatch:
                 return
             if isinstance(item, bytes):
                 connection.messages_in += 1
-                connection.last_message_ns = now
+                connection.idle_since_ns = now
                 self._message(connection, item, now)
             elif isinstance(item, Ping):
                 connection.write(encode_pong(item.payload))
@@ -104,6 +106,10 @@ class Dispatch:
             connection.send_message(jsonrpc.error_reply(b"null", 429, "too many messages", {"retryAfterMs": 1000}))
         self.hub.close(connection, 1008, "too many frames a second")
         return True
+
+    def _charge(self, connection: Connection, now: int) -> None:
+        """What fails before it is a message counts against the budget all the same."""
+        self.hub.budget.charge(connection.grant.limit_keys if connection.grant else (connection.key,), now)
 
     def _too_long(self, connection: Connection) -> None:
         self.hub.event(connection, "message.invalid", severity="warning", outcome="refused", reason="too large")
@@ -148,22 +154,25 @@ class Dispatch:
                 return False
             self._parse(item)
         envelope = item.envelope
-        if connection.stage is Stage.LOGIN:
-            self.hub.login.before(connection, item)
-            return True
-        if connection.grant is None or self.hub.entry.expired(connection):
-            self.hub.event(connection, "session.expired", severity="warning", outcome="refused")
-            self.hub.close(connection, 3000, "the credential has expired")
-            return True
-        item.stamps |= pipeline.PRINCIPAL
+        grant = connection.grant
+        if grant is not None:
+            if self.hub.entry.expired(connection):
+                self.hub.event(connection, "session.expired", severity="warning", outcome="refused")
+                self.hub.close(connection, 3000, "the credential has expired")
+                return True
+            item.stamps |= pipeline.PRINCIPAL
         if envelope is not None and envelope.method == "authenticate" and envelope.kind == "request":
             self.hub.login.authenticate(connection, item, envelope)
             return True
         if not item.stamps & pipeline.RATE:
-            keys = connection.grant.limit_keys
+            # Whoever isn't authenticated pays from the budget of the address: reconnecting renews nothing.
+            keys = grant.limit_keys if grant is not None else (connection.key,)
             if not self.hub.budget.spend(keys, now):
                 return self.hub.budget.wait(connection, item, keys, now)
             item.stamps |= pipeline.RATE
+        if grant is None:
+            self.hub.login.before(connection, item)
+            return True
         if envelope is None:
             self.invalid(connection, item)
             return True
@@ -234,6 +243,9 @@ class Dispatch:
         if key in connection.ids:
             self.refuse(connection, item, -32600, "a request with this id is in flight")
             return True
+        if envelope.method.startswith("notifications/"):
+            self.refuse(connection, item, -32600, "a notification has no id")
+            return True
         if hub.audit.full:
             self.unavailable(connection, item, "the audit log takes no more", "audit")
             return True
@@ -273,6 +285,11 @@ class Dispatch:
         """A notification, or a response to a request of the server's own."""
         route = connection.route
         assert route is not None  # noqa: S101 - set when the connection was opened
+        if envelope.kind == "notification" and eras.is_request(envelope.method):
+            self.hub.event(
+                connection, "message.invalid", severity="warning", outcome="refused", reason="a request needs an id"
+            )
+            return True
         if self.hub.draining_until_ns or route.is_open():
             self.hub.count("dropped_oneway")
             return True
@@ -289,7 +306,7 @@ class Dispatch:
             return self._wait_for_room(connection, now)
         connection.forwarded = True
         if number:
-            call = connection.end_call(number)
+            call = connection.end_call(number, self.hub.now)
             if call is not None:
                 self.hub.answers.completed(connection, call, "cancelled", 0)
         return True
@@ -344,7 +361,7 @@ class Dispatch:
             self.hub.budget.leave(connection.grant.limit_keys)
         connection.waiting_for = ""
         for call in list(connection.calls.values()):
-            connection.end_call(call.number)
+            connection.end_call(call.number, self.hub.now)
             self.hub.answers.completed(connection, call, "client gone", 0)
         if connection.route is not None:
             connection.route.detach(connection.session)

@@ -421,7 +421,7 @@ class Entry:
         connection.grant = grant
         self.hub.budget.join(grant.limit_keys)
         connection.entry_deadline_ns = 0
-        connection.last_message_ns = self.hub.now
+        connection.idle_since_ns = self.hub.now
         if isinstance(connection.codec, WsReceiver):
             connection.codec.max_message = self.settings.max_request_size
         elif isinstance(connection.codec, LineReader):

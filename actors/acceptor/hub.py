@@ -68,6 +68,7 @@ log = logging.getLogger("portcullis.acceptor")
 EVENTS_A_TURN: Final = 512
 ACCEPTS_A_TURN: Final = 64  # per listener, so that a storm of connections doesn't starve the open ones
 TICK_NS: Final = 50_000_000
+UNREAD_SLACK: Final = 1 << 20  # beyond MAX_BUFFER_SIZE: for framing and for saying what was dropped
 IOV_MAX: Final = 64  # buffers gathered in one send; far below the system's own limit of 1,024
 DESCRIPTOR_PAUSE_NS: Final = 250_000_000  # out of descriptors: leave the queue alone for so long
 IN: Final = select.EPOLLIN
@@ -256,7 +257,7 @@ class Hub:
             codec=HeadReader() if kind == "ws" else LineReader(max_line=settings.max_preauth_size),
             opened_ns=now,
             wall_opened_ns=time.time_ns(),
-            last_message_ns=now,
+            idle_since_ns=now,
             last_received_ns=now,
             tls=self.handshakes.layer(),
         )
@@ -382,7 +383,7 @@ class Hub:
         del out[:index]
         if sent:
             out[0] = memoryview(out[0])[sent:]
-        if connection.out_bytes > self.settings.max_buffer_size:
+        if connection.out_bytes > self.settings.max_buffer_size + UNREAD_SLACK:
             self.close_now(connection, "slow reader")
 
     # --- ends ------------------------------------------------------------------------------------------------

@@ -38,6 +38,30 @@ def is_open_ended(method: str) -> bool:
     return method == LISTEN
 
 
+# The requests of all revisions of MCP, by the part of the method before the slash.
+_REQUEST_FAMILIES = frozenset(
+    {
+        "completion",
+        "elicitation",
+        "logging",
+        "prompts",
+        "resources",
+        "roots",
+        "sampling",
+        "server",
+        "subscriptions",
+        "tasks",
+        "tools",
+    }
+)
+
+
+def is_request(method: str) -> bool:
+    """Whether MCP knows this method as a request: without an id it would act on a server that all clients share, and
+    nobody would ever hear of it."""
+    return method in ("initialize", "ping") or ("/" in method and method.partition("/")[0] in _REQUEST_FAMILIES)
+
+
 def legacy_version(requested: str) -> str:
     """The legacy version whose instance serves a client that asks for ``requested`` in ``initialize``.
 

@@ -33,7 +33,7 @@ class Channel:
     def raw(self, line: bytes) -> list[dict[str, Any]]:
         return [json.loads(answer) for answer in self.server.receive(line, self.now)]
 
-    def send(self, method: str, params: dict[str, Any], id: Any = 1) -> list[dict[str, Any]]:  # noqa: A002
+    def send(self, method: str, params: dict[str, Any], id: Any = 1) -> list[dict[str, Any]]:
         return self.raw(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode())
 
     def notify(self, method: str, params: dict[str, Any]) -> list[dict[str, Any]]:

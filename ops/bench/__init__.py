@@ -1,0 +1,1 @@
+"""Measurements of the running gateway. Each prints figures and judges nothing."""
