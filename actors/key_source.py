@@ -32,7 +32,7 @@ _S: Final = 1_000_000_000
 @attrs.frozen
 class Pace:
     """Nanoseconds. ``regular``: between good readings; ``retry``: after a bad one, doubling up to ``regular``;
-    ``demand``: the least between readings that unknown keys cause, so that a flood of them causes few."""
+    ``demand``: the least between two readings that unknown keys cause, so that a flood of them causes few."""
 
     regular_ns: int
     retry_ns: int
@@ -92,6 +92,7 @@ class KeySource:
         self._failures = 0
         self._wait_ns = pace.retry_ns
         self._reading = True  # the first one begins with run()
+        self._on_demand = False  # whether an unknown key caused this reading
         self._on_demand_at = 0  # when an unknown key may cause a reading again
         self._wanted = trio.Event()
 
@@ -106,7 +107,7 @@ class KeySource:
             return True
         if self._clock() < self._on_demand_at:
             return False
-        self._reading = True
+        self._reading = self._on_demand = True
         self._wanted.set()
         return True
 
@@ -122,6 +123,8 @@ class KeySource:
                 await self._renew()
             finally:
                 self._reading = False
+            if self._on_demand:
+                self._on_demand = False
                 self._on_demand_at = self._clock() + self._pace.demand_ns
             self._settled()
             with trio.move_on_after(self._wait_ns / _S):

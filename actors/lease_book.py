@@ -54,6 +54,18 @@ class _Budget:
     asking: bool = False
     exhausted_until_ns: int = 0
     open: int = 0  # leases whose last report isn't out
+    remaining: int = 0  # at the limiter, as its last lease told
+    more_at_ns: int = 0
+    burst: bool = False
+
+
+@attrs.frozen
+class Outlook:
+    """Units left; how long until there are more; whether it is the burst window that says so."""
+
+    remaining: int
+    reset_ms: int
+    burst: bool
 
 
 @attrs.frozen
@@ -120,6 +132,15 @@ class LeaseBook:
             return 1000 if len(self._budgets) >= self._capacity else 0
         return max(0, math.ceil((budget.exhausted_until_ns - now) / 1e6))
 
+    def outlook(self, keys: Keys, now: int) -> Outlook | None:
+        """What the client has left, as far as is known here."""
+        budget = self._budgets.get(keys)
+        if budget is None:
+            return None
+        here = sum(lease.left for lease in budget.held if now < lease.until_ns)
+        reset_ms = max(0, math.ceil((budget.more_at_ns - now) / 1e6))
+        return Outlook(budget.remaining + here, reset_ms, budget.burst)
+
     # --- questions to the limiter and its answers
 
     def want(self, keys: Keys, now: int, parked: int = 0, least: int = 1) -> LeaseRequest | None:
@@ -155,6 +176,9 @@ class LeaseBook:
             budget = _Budget(lease.keys)
         budget.asking = False
         budget.exhausted_until_ns = 0
+        budget.remaining = lease.remaining
+        budget.more_at_ns = now + lease.reset_ms * 1_000_000
+        budget.burst = lease.burst
         held = _Held(lease.lease, budget, lease.units, lease.units, lease.until_ns)
         budget.held.append(held)
         budget.open += 1

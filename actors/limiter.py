@@ -72,6 +72,7 @@ _PARKED_NS = 5_000_000_000  # for a question without a deadline
 _SWEEP_NS = 1_000_000_000
 _SWEEP_KEYS = 256
 _RETRY_MS = 1000
+_BURST = 1  # its place among the window rules
 # A limiter that comes back finds the channels to live acceptors still being joined. For so long one that isn't up
 # yet is waited for, as if it were.
 _JOINING_NS = 500_000_000
@@ -252,7 +253,11 @@ class Limiter:
         self._record(granted)
         self.counters.leases += 1
         self.counters.units_granted += granted.units
-        return Lease(granted.lease, message.keys, granted.units, granted.until_ns)
+        left, more_at, rule = self.leases.outlook(granted.keys, now)
+        reset_ms = max(0, math.ceil((more_at - now) / _MS))
+        return Lease(
+            granted.lease, message.keys, granted.units, granted.until_ns, max(0, left), reset_ms, burst=rule == _BURST
+        )
 
     def _report(self, message: LeaseReport, now: int) -> None:
         self.counters.reports += 1
@@ -304,23 +309,28 @@ class Limiter:
         acceptor = self._running(message.acceptor)
         if acceptor is None or acceptor.synced != acceptor.incarnation:
             return self._unavailable()
-        if self.connections.is_known(message.acceptor, message.session):
+        placed = self.connections.is_known(message.acceptor, message.session)
+        if placed and not (message.key and self.connections.is_nameless(message.acceptor, message.session)):
             return Admitted()  # asked again because an answer was lost
         if self.blocking.refuses(message.key, exempt=message.exempt):
             self.counters.refused_block += 1
             return Refused("block")
-        retry_at = self.rate.retry_at(message.key, now)
-        if retry_at > now:
-            self.counters.refused_rate += 1
-            return Refused("rate", max(1, math.ceil((retry_at - now) / _MS)))
-        self._record(Connected(message.key, [now]))
-        refusal = self.connections.refusal(message.listener, message.key)
+        if message.key:  # otherwise it is asked again when the client behind the proxy is known
+            retry_at = self.rate.retry_at(message.key, now)
+            if retry_at > now:
+                self.counters.refused_rate += 1
+                return Refused("rate", max(1, math.ceil((retry_at - now) / _MS)))
+            self._record(Connected(message.key, [now]))
+        if placed:
+            refusal = self.connections.address_refusal(message.key)
+        else:
+            refusal = self.connections.refusal(message.listener, message.key)
         if refusal:
             self.counters.refused_limit += 1
             return Refused("limit", _RETRY_MS, refusal)
         self.connections.add(message.acceptor, message.session, message.listener, message.key)
         self.counters.admitted += 1
-        if self.shared.admitted(message.key):
+        if message.key and self.shared.admitted(message.key):
             log.warning(
                 "all connections come from %s: if that is a proxy, name it in TRUSTED_PROXIES, or a block of one of "
                 "its clients is a block of all",

@@ -156,7 +156,7 @@ class SessionStore:
 
     def _open(self) -> sqlite3.Connection:
         with contextlib.suppress(FileExistsError):  # SQLite would make it with the umask's mode
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             _prepare(database)
@@ -185,18 +185,18 @@ def backup(state_dir: str, target: Path) -> None:
 
 def _prepare(database: sqlite3.Connection) -> None:
     """Raises sqlite3.Error for a file that is no sound database of ours."""
-    database.execute("PRAGMA synchronous=FULL")
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    is_new = version == 0 and not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if not is_new and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        raise sqlite3.DatabaseError("it is a database of something else")
+    if not is_new and version != VERSION:
+        raise sqlite3.DatabaseError(f"its schema is of version {version}, this release knows {VERSION}")
     if database.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise sqlite3.OperationalError("write-ahead logging is not possible there")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0 and not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+    database.execute("PRAGMA synchronous=FULL")
+    if is_new:
         pragmas = f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={VERSION};"
         database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {pragmas} COMMIT;")
-        return
-    if database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise sqlite3.DatabaseError("it is a database of something else")
-    if version != VERSION:
-        raise sqlite3.DatabaseError(f"its schema is of version {version}, this release knows {VERSION}")
 
 
 def _read(database: sqlite3.Connection) -> Content:

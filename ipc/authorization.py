@@ -5,11 +5,12 @@ A *target* is what a message wants to use: a tool, a prompt or a resource, which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
 
-from .globs import Glob
+from .globs import Glob, matches
 
 Effect = Literal["allow", "deny"]
 TargetKind = Literal["tool", "prompt", "resource"]
@@ -25,7 +26,7 @@ TARGET_METHODS: Final[dict[TargetKind, tuple[str, ...]]] = {
         "subscriptions/listen",
     ),
 }
-"""The methods whose messages name a target of that kind."""
+"""The methods whose messages name a target of that kind; the first is the one that uses it."""
 
 LIST_METHODS: Final[dict[str, TargetKind]] = {
     "tools/list": "tool",
@@ -61,6 +62,24 @@ class AuthorizationRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     methods: tuple[Glob, ...] = ()
     kind: TargetKind | Literal[""] = ""
     targets: tuple[Glob, ...] = ()
+
+
+def applies(globs: Sequence[Glob], text: str) -> bool:
+    """Whether one key of a rule lets the rule speak about ``text``."""
+    return not globs or any(matches(glob, text) for glob in globs)
+
+
+def speaks_of_list(rule: AuthorizationRule, method: str) -> bool:
+    """Whether the rule decides about a list method.
+
+    Who may use something may ask what there is, and is shown no more of it than that; so a rule that denies some
+    targets leaves their list alone, and one that allows some allows their list.
+    """
+    kind = LIST_METHODS[method]
+    if rule.effect == "deny":
+        return not rule.kind and applies(rule.methods, method)
+    use = TARGET_METHODS[kind][0]
+    return rule.kind in ("", kind) and (applies(rule.methods, method) or applies(rule.methods, use))
 
 
 class Authorization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

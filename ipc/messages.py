@@ -197,12 +197,19 @@ class LeaseRequest(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """``units`` messages may pass for ``keys`` until ``until_ns``. A LeaseReport accounts for every one of them."""
+    """``units`` messages may pass for ``keys`` until ``until_ns``. A LeaseReport accounts for every one of them.
+
+    ``remaining`` units of the tightest window are not given out, and there are more in ``reset_ms``; ``burst`` says
+    that it is the burst window.
+    """
 
     lease: int
     keys: tuple[str, ...]
     units: int
     until_ns: int
+    remaining: int = 0
+    reset_ms: int = 0
+    burst: bool = False
 
 
 class Exhausted(Message, frozen=True):

@@ -35,6 +35,12 @@ ALPN: Final = {"ws": ("http/1.1",), "tcp": ()}
 _VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 _VERIFY: Final = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
+_MISSING: Final = {
+    "ssl_cert_path": "is not set, and TLS is on (SSL_ENABLED=false is for a gateway behind a TLS proxy)",
+    "ssl_key_path": "is not set, and TLS is on",
+    "ssl_ca_path": "is not set, and SSL_CLIENT_AUTH needs the authority that vouches for clients",
+}
+
 Field = Literal["ssl_cert_path", "ssl_key_path", "ssl_ca_path", "ssl_ciphers"]
 
 
@@ -72,7 +78,7 @@ def bare(settings: Settings) -> ssl.SSLContext:
 def load_pair(context: ssl.SSLContext, settings: Settings) -> None:
     """Certificate chain and key. Raises TlsUnusable."""
     for field in ("ssl_cert_path", "ssl_key_path"):
-        _check_file(field, getattr(settings, field))
+        check_file(field, getattr(settings, field))
     try:
         context.load_cert_chain(settings.ssl_cert_path, settings.ssl_key_path, password=_no_passphrase)
     except _Encrypted:
@@ -85,7 +91,7 @@ def load_pair(context: ssl.SSLContext, settings: Settings) -> None:
 
 def load_authorities(context: ssl.SSLContext, settings: Settings) -> None:
     """Who vouches for clients: nobody but the authorities of ``SSL_CA_PATH``. Raises TlsUnusable."""
-    _check_file("ssl_ca_path", settings.ssl_ca_path)
+    check_file("ssl_ca_path", settings.ssl_ca_path)
     try:
         context.load_verify_locations(cafile=settings.ssl_ca_path)
     except ssl.SSLError:
@@ -105,10 +111,10 @@ def _context(settings: Settings, protocols: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
-def _check_file(field: Field, path: str) -> None:
+def check_file(field: Field, path: str) -> None:
     """A regular file that can be read: a FIFO would be waited for, for ever."""
     if not path:
-        raise TlsUnusable(field, "is not set")
+        raise TlsUnusable(field, _MISSING[field])
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - pathlib does no more
             raise TlsUnusable(field, "must be a readable file: it is no regular one")

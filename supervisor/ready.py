@@ -51,7 +51,7 @@ def banner(settings: Settings, ports: Mapping[Kind, int], generated: Collection[
     lines: list[str] = []
     client = client_command()
     if "ws_auth_token" in generated and "ws" in ports:
-        url = f"ws://{_address(settings.ws_host, ports['ws'])}"
+        url = f"{'wss' if settings.ssl_enabled else 'ws'}://{_address(settings.ws_host, ports['ws'])}"
         lines += [
             f"  WebSocket token: {settings.ws_auth_token[0]}",
             f"    WS_AUTH_TOKEN={shlex.quote(settings.ws_auth_token[0])} {client} ws --url {url}",
@@ -61,7 +61,7 @@ def banner(settings: Settings, ports: Mapping[Kind, int], generated: Collection[
         lines += [
             f"  TCP token:       {settings.tcp_auth_token[0]}",
             f"    TCP_AUTH_TOKEN={shlex.quote(settings.tcp_auth_token[0])} {client} tcp"
-            f" --host {host} --port {ports['tcp']}",
+            f" --host {host} --port {ports['tcp']}{' --tls' if settings.ssl_enabled else ''}",
         ]
     if not lines:
         return ""

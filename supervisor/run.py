@@ -8,17 +8,19 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
-from ipc.messages import AdminRequest, AnyMessage, Done
+from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates
 from ipc.settings import Settings
 
 from . import kernel, listeners, logs, ready
+from .settings import tls_files
 from .settings.load import Loaded
 from .settings.show import gateway_version
-from .settings.tokens import generate_tokens, with_admin_token
+from .settings.tokens import generate_tokens, with_state_secrets
 from .spawn import Spawner
 from .specs import SpecTable
 from .state_lock import StateLock, StateLocked
@@ -94,7 +96,7 @@ class Gateway:
             case signal.SIGTERM | signal.SIGINT:
                 self._stop(number)
             case signal.SIGHUP:
-                log.warning("SIGHUP: this release can't reload its configuration; restart the gateway to change it")
+                log.info("SIGHUP: %s", self._reload().detail)
             case _:
                 log.debug("signal %d is ignored", number)
 
@@ -108,6 +110,21 @@ class Gateway:
             log.warning("ending at once")
             self._tree.kill()
 
+    def _reload(self) -> Done:
+        """Have the acceptors take the certificates as they are on disk now, if TLS can be served with them."""
+        if not self._settings.ssl_enabled:
+            return Done(ok=False, detail="this release reloads certificates only, and TLS is off; restart the gateway")
+        wrong = [f"{field.upper()}: {what}" for field, what in tls_files.errors(self._settings)]
+        if wrong:
+            log.error("the certificates were not reloaded, the old ones stay: %s", "; ".join(wrong))
+            self._tree.record("config.refused", "error", "failure", reason="; ".join(wrong))
+            return Done(ok=False, detail="; ".join(wrong))
+        for field, what in tls_files.warnings(self._settings, datetime.now(UTC)):
+            log.warning("%s %s", field.upper(), what)
+        self._tree.tell_all("acceptor", ReloadCertificates())
+        self._tree.record("config.reloaded", "info", "success", detail={"what": "certificates"})
+        return Done(ok=True, detail="certificates reloaded; other settings need a restart")
+
     def _answer(self, message: AnyMessage) -> AnyMessage:
         """What an actor wants of the supervisor."""
         match message:
@@ -116,7 +133,7 @@ class Gateway:
                     self._stop()
                 return Done(ok=True, detail="draining")
             case AdminRequest(verb="reload"):
-                return Done(ok=False, detail="this release can't reload its configuration")
+                return self._reload()
             case _:
                 return Done(ok=False, detail=f"the supervisor has no answer to {type(message).__name__}")
 
@@ -144,7 +161,7 @@ def production(loaded: Loaded, table_of: Callable[[Settings], SpecTable]) -> int
     tokens = ("ws_auth_token", "tcp_auth_token")
     generated = [field for field in tokens if getattr(settings, field) != getattr(loaded.settings, field)]
     warnings = [str(warning) for warning in loaded.warnings]
-    return run(settings, table_of(settings), generated=generated, warnings=warnings, complete=with_admin_token)
+    return run(settings, table_of(settings), generated=generated, warnings=warnings, complete=with_state_secrets)
 
 
 def run(

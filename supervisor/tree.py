@@ -50,7 +50,7 @@ from .heartbeat import BEATS, Judge, Slot
 from .journal import AuditFeed, Details, Outcome, Severity
 from .listeners import Listeners
 from .spawn import Process, Spawner
-from .specs import SpecTable, WorkerSpec
+from .specs import SpecTable, WorkerSpec, kind_of
 from .standby import Standby
 from .strategy import AllUp, Begin, CameUp, Crashed, Effect, Ended, Escalate, Kill, KillAll, Start, Stop, StopAll, Up
 
@@ -486,7 +486,22 @@ class WorkerTree:
             replaced_soon=child.phase == "starting" and member is not None and member.warm,
         )
 
+    # --- what the supervisor says to actors
+
+    def tell_all(self, kind: str, message: AnyMessage) -> None:
+        """To every actor of that kind whose worker has been told what it is. One that starts later reads anew."""
+        for actor, host in self._placement.items():
+            member = self._members.get(host)
+            if kind_of(actor) == kind and member is not None and member.told:
+                member.process.send(Post(0, actor, message))
+
     # --- audit events
+
+    def record(
+        self, event: str, severity: Severity, outcome: Outcome, *, reason: str = "", detail: Details | None = None
+    ) -> None:
+        """An event of the gateway as a whole."""
+        self._audit.record(event, severity, outcome, reason=reason, detail=detail)
 
     def _record_actor(self, member: Member, event: ActorEvent) -> None:
         severity, outcome = _ACTOR_EVENTS[event.event]

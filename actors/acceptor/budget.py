@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from actors.lease_book import LeaseBook
+from actors.policy.rate_headers import BURST, DEFAULT, Quota
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
-from ipc.messages import Exhausted, Lease
+from ipc.messages import Envelope, Exhausted, Lease
 
 from .connection import Connection, Item, Stage
 
 if TYPE_CHECKING:
     from .hub import Hub
+
+Entered = Callable[[Connection, Quota | None, int], None]
 
 MOST_OWED: Final = 256
 WAIT_NS: Final = 250_000_000  # how long a message may wait for the limiter
@@ -28,6 +32,8 @@ class Budget:
         self._hub = hub
         self._leases = LeaseBook(hub.name, enabled=hub.settings.rate_limit_enabled)
         self._waiting: dict[tuple[str, ...], list[Connection]] = {}  # by the keys that are charged
+        self._entering: dict[tuple[str, ...], list[tuple[Connection, Entered]]] = {}
+        self._costs = hub.settings.rate_limit_method_costs
         self._connections: Counter[tuple[str, ...]] = Counter()  # open ones, by the keys that they are charged to
         self._owed: Counter[tuple[str, ...]] = Counter()  # to be taken from the next lease
         self._spent: set[tuple[str, ...]] = set()  # in this turn
@@ -43,12 +49,53 @@ class Budget:
             del self._connections[keys]
             self._leases.forget(keys, self._hub.now)
 
-    def spend(self, keys: tuple[str, ...], now: int) -> bool:
-        """One unit for one message. False: there is none here."""
-        if self._leases.take(keys, now):
+    def cost(self, envelope: Envelope | None) -> int:
+        """What a message costs: 1, unless RATE_LIMIT_METHOD_COSTS says otherwise of its method."""
+        return self._costs.get(envelope.method, 1) if envelope is not None and self._costs else 1
+
+    def spend(self, keys: tuple[str, ...], now: int, cost: int = 1) -> bool:
+        """The units for one message. False: they aren't here."""
+        if cost == 0 or self._leases.take(keys, now, cost):
             self._spent.add(keys)
             return True
         return False
+
+    def enter(self, connection: Connection, keys: tuple[str, ...], entered: Entered) -> None:
+        """One unit for an upgrade or an HTTP request.
+
+        ``entered`` is called in the connection's step: with what is left, or with how long the client is over its
+        limit; with neither when the limiter does not answer. Not at all for a connection that has ended meanwhile.
+        """
+        now = self._hub.now
+        if self.spend(keys, now):
+            entered(connection, self._quota(keys, now), 0)
+        elif over_ms := self._leases.retry_after_ms(keys, now):
+            entered(connection, self._used_up(over_ms), over_ms)
+        else:
+            waiting = self._entering.setdefault(keys, [])
+            waiting.append((connection, entered))
+            self._request(keys, len(waiting), now)
+
+    def _entered(self, keys: tuple[str, ...], answered: bool) -> None:
+        for connection, entered in self._entering.pop(keys, []):
+            if connection.stage >= Stage.CLOSING:
+                continue
+            if answered:
+                self._hub.step(connection, self.enter, keys, entered)
+            else:
+                self._hub.step(connection, entered, None, 0)
+            if connection.stage is not Stage.CLOSED:  # it was not read meanwhile: the rest of a request may wait
+                self._hub.dirty[connection.fd] = connection
+
+    def _quota(self, keys: tuple[str, ...], now: int) -> Quota:
+        outlook = self._leases.outlook(keys, now)
+        if outlook is None:  # limits are off
+            return Quota(0, 0)
+        return Quota(outlook.remaining, outlook.reset_ms, BURST if outlook.burst else DEFAULT)
+
+    def _used_up(self, over_ms: int) -> Quota:
+        """Longer than the burst window it can only be the other one."""
+        return Quota(0, over_ms, DEFAULT if over_ms > self._hub.settings.rate_limit_burst_window_ms else BURST)
 
     def charge(self, keys: tuple[str, ...], now: int) -> None:
         """One unit for what is refused whether there is one or not: now, or from the next lease."""
@@ -69,8 +116,8 @@ class Budget:
             with contextlib.suppress(ActorDown, MailboxFull):  # then it counts as spent
                 self._hub.limiter.control(report)
 
-    def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int) -> bool:
-        """There is no unit for ``item`` here. False: it waits for one. True: it is over the limit and was refused."""
+    def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int, cost: int = 1) -> bool:
+        """``item`` can't be paid here. False: it waits for a lease. True: it is over the limit and was refused."""
         over_ms = self._leases.retry_after_ms(keys, now)
         if over_ms:
             self._over_limit(connection, item, over_ms)
@@ -79,11 +126,11 @@ class Budget:
             connection.parked_for = "budget"
             self._waiting.setdefault(keys, []).append(connection)
         parked = sum(len(connection.parked) or 1 for connection in self._waiting[keys])
-        self._request(keys, parked, now)
+        self._request(keys, parked + cost - 1, now, cost)
         return False
 
-    def _request(self, keys: tuple[str, ...], parked: int, now: int) -> None:
-        request = self._leases.want(keys, now, parked)
+    def _request(self, keys: tuple[str, ...], parked: int, now: int, least: int = 1) -> None:
+        request = self._leases.want(keys, now, parked, least)
         if request is None:
             return  # one is under way, or there is no need
 
@@ -105,6 +152,7 @@ class Budget:
         else:
             self._leases.unanswered(keys, now)
             self._owed.pop(keys, None)
+        self._entered(keys, isinstance(reply, Lease | Exhausted))
         for connection in self._waiting.pop(keys, []):
             if connection.stage >= Stage.CLOSING or connection.parked_for != "budget":
                 continue
@@ -123,6 +171,7 @@ class Budget:
         dispatch.resume(connection)
 
     def _over_limit(self, connection: Connection, item: Item, wait_ms: int) -> None:
+        self._hub.offence(connection, "rate")
         self._hub.event(connection, "rate.limited", severity="warning", outcome="refused", reason="rate")
         self._hub.dispatch.refuse(connection, item, 429, "rate limit exceeded", {"retryAfterMs": wait_ms})
 

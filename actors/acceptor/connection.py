@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
+from actors.policy.proxy_protocol import ProxyHeaderReader
 from actors.policy.rate_headers import Quota
 from ipc.messages import Envelope, Grant
 
@@ -86,7 +87,7 @@ class Connection:
     listener: Literal["ws", "tcp"]
     peer_ip: str
     peer_port: int
-    key: str  # the client key of its address
+    key: str  # the client key of its address; empty while that is not known
     codec: Codec
     opened_ns: int
     wall_opened_ns: int
@@ -99,10 +100,19 @@ class Connection:
     tls: Tls | None = None  # None: the socket carries plaintext
     certificate: str = ""  # the verified client certificate's credential (``actors.policy.certificate``)
 
+    # whose it is
+    preface: ProxyHeaderReader | None = None  # the PROXY header is being read
+    hop: Literal["", "awaited", "asked"] = ""  # behind a trusted proxy: its client isn't known, or isn't admitted yet
+    exempt: bool = False  # no automatic block holds for its address, and nothing is held against it
+    presented: bool = False  # auth was last asked with a credential
+    authenticated: bool = False  # its grant is for a credential
+
     # entry
     admitted: bool | None = None  # None: the limiter has not answered yet
     entry_deadline_ns: int = 0
     request: Request | None = None
+    body: bytearray | None = None  # what has come of the request's body, where it has a use
+    nonce: str = ""  # of the session that this request asks for
     quota: Quota | None = None  # what the client has left, once it was charged for its HTTP request
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
     login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
@@ -112,6 +122,7 @@ class Connection:
 
     # open
     grant: Grant | None = None
+    revocations_seen: int = 0  # by the acceptor, when it asked for the grant
     standing: Standing | None = None  # what the grant comes to under the policy
     route: Route | None = None
     upstream: str = ""

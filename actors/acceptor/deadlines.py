@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 LOOK_NS: Final = 10_000_000_000  # at the latest; it bounds for how long a closed connection is remembered here
+EXPIRY_LOOK_NS: Final = 500_000_000  # for a grant that expires: half of the second within which it has to end
 MILLISECOND: Final = 1_000_000
 
 
@@ -64,6 +65,9 @@ class Deadlines:
             return min(due, connection.linger_until_ns or due)
         if connection.stage < Stage.OPEN:
             return min(due, connection.entry_deadline_ns or due)
+        remaining_ns = self._hub.revocation.remaining_ns(connection)
+        if remaining_ns is not None:  # by the wall clock, which may be set meanwhile
+            due = min(due, now + max(0, min(remaining_ns, EXPIRY_LOOK_NS)))
         idle_ns = self._idle_ns[connection.transport]
         if idle_ns and not connection.calls:
             due = min(due, connection.idle_since_ns + idle_ns)
@@ -88,6 +92,8 @@ class Deadlines:
         elif connection.stage < Stage.OPEN:
             if connection.entry_deadline_ns and now >= connection.entry_deadline_ns:
                 hub.entry.timed_out(connection)
+        elif hub.revocation.expired(connection):
+            hub.revocation.expire(connection)
         else:
             for call in [call for call in connection.calls.values() if call.deadline_ns and now >= call.deadline_ns]:
                 hub.answers.timed_out(connection, call, now)

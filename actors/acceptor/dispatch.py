@@ -21,6 +21,7 @@ from ipc.messages import Envelope, Refused
 from .connection import RETRY_MS, Call, Connection, Item, Stage
 from .large import LARGE_BYTES
 from .lines import LineReader, LineTooLong
+from .login import SESSION_METHODS
 from .ws import Close, Ping, Pong, WsProtocolError, WsReceiver, encode_close, encode_pong
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Dispatch:
                 items = codec.receive(data)
             except WsProtocolError as error:
                 self._items(connection, error.items, now)
+                self.hub.offence(connection, "malformed")
                 self.hub.event(
                     connection, "message.invalid", severity="warning", outcome="refused", reason=error.reason[:100]
                 )
@@ -101,6 +103,7 @@ class Dispatch:
         connection.second_frames += frames
         if connection.second_frames <= self.settings.max_frame_rate:
             return False
+        self.hub.offence(connection, "handshake")
         self.hub.event(connection, "message.invalid", severity="warning", outcome="refused", reason="frame rate")
         if connection.transport == "tcp":
             connection.send_message(jsonrpc.error_reply(b"null", 429, "too many messages", {"retryAfterMs": 1000}))
@@ -112,6 +115,7 @@ class Dispatch:
         self.hub.budget.charge(connection.grant.limit_keys if connection.grant else (connection.key,), now)
 
     def _too_long(self, connection: Connection) -> None:
+        self.hub.offence(connection, "malformed")
         self.hub.event(connection, "message.invalid", severity="warning", outcome="refused", reason="too large")
         codec = connection.codec
         limit = codec.max_line if isinstance(codec, LineReader) else 0
@@ -156,9 +160,8 @@ class Dispatch:
         envelope = item.envelope
         grant = connection.grant
         if grant is not None:
-            if self.hub.entry.expired(connection):
-                self.hub.event(connection, "session.expired", severity="warning", outcome="refused")
-                self.hub.close(connection, 3000, "the credential has expired")
+            if self.hub.revocation.expired(connection):
+                self.hub.revocation.expire(connection)
                 return True
             item.stamps |= pipeline.PRINCIPAL
         if envelope is not None and envelope.method == "authenticate" and envelope.kind == "request":
@@ -167,14 +170,18 @@ class Dispatch:
         if not item.stamps & pipeline.RATE:
             # Whoever isn't authenticated pays from the budget of the address: reconnecting renews nothing.
             keys = grant.limit_keys if grant is not None else (connection.key,)
-            if not self.hub.budget.spend(keys, now):
-                return self.hub.budget.wait(connection, item, keys, now)
+            cost = self.hub.budget.cost(envelope)
+            if not self.hub.budget.spend(keys, now, cost):
+                return self.hub.budget.wait(connection, item, keys, now, cost)
             item.stamps |= pipeline.RATE
         if grant is None:
             self.hub.login.before(connection, item)
             return True
         if envelope is None:
             self.invalid(connection, item)
+            return True
+        if envelope.kind == "request" and envelope.method in SESSION_METHODS:
+            self.hub.login.session_method(connection, item, envelope)
             return True
         if not item.stamps & pipeline.AUTHORISATION and not self.hub.authorising.allows(connection, item, envelope):
             return True
@@ -201,6 +208,7 @@ class Dispatch:
         refusal = item.refusal
         assert refusal is not None  # noqa: S101 - an item has an envelope or a refusal
         content = refusal.code == 422
+        self.hub.offence(connection, "content" if content else "malformed")
         self.hub.event(
             connection,
             "content.refused" if content else "message.invalid",

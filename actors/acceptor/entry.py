@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from typing import TYPE_CHECKING, Final
 
 from actors.policy import jsonrpc
+from actors.policy.client_key import client_key
 from actors.policy.origin import host_allowed, origin_allowed
-from actors.policy.rate_headers import retry_after
+from actors.policy.rate_headers import Quota, retry_after
 from ipc.address import Reply
 from ipc.errors import ActorDown
 from ipc.messages import (
@@ -24,18 +24,16 @@ from ipc.messages import (
     Admitted,
     Authenticate,
     Grant,
-    IssueTicket,
-    Message,
+    OffenceKind,
     Refused,
     Released,
     Resync,
-    Revoked,
-    Ticket,
 )
 
-from . import endpoints, http, http_answers
+from . import auth_endpoints, endpoints, http, http_answers
+from .auth_endpoints import AuthEndpoints
 from .connection import RETRY_MS, Connection, Stage, line
-from .credential import ANONYMOUS, Credential, bearer, of_certificate, of_upgrade
+from .credential import ANONYMOUS, Credential, of_certificate, of_upgrade
 from .http import Handshake, HttpError, Request
 from .lines import LineReader
 from .patience import Patience
@@ -53,9 +51,22 @@ STATUS: Final = {
     "auth": 401,
     "unavailable": 503,
     "timeout": 408,
+    "forbidden": 403,
+    "sessions": 429,
+    "unsupported": 501,
     "draining": 503,
 }
 """The HTTP status, or the JSON-RPC code on TCP, of each reason to refuse a connection."""
+_OFFENCES: Final[dict[int, OffenceKind]] = {
+    400: "handshake",
+    401: "auth",
+    404: "probe",
+    414: "handshake",
+    431: "handshake",
+    501: "handshake",
+    505: "handshake",
+}
+"""What a refused request says of its sender. Asking without any credential is how clients learn that they need one."""
 REALM: Final = 'Bearer realm="portcullis"'
 
 
@@ -66,14 +77,16 @@ class Entry:
         self.hub = hub
         self.settings = hub.settings
         self.limiter = Patience(hub.limiter, hub.post)
-        self.auth = Patience(hub.context.address("auth"), hub.post)
+        self.auth_address = hub.context.address("auth")
+        self.auth = Patience(self.auth_address, hub.post)
+        self.endpoints = AuthEndpoints(hub)
         self.released: list[int] = []
         # Beyond what all listeners may hold together, a connection isn't even kept waiting for an answer.
         self.most = hub.settings.ws_max_connections + hub.settings.tcp_max_connections + 256
 
     def start(self) -> None:
         self.limiter.start(on_up=self._resync)
-        self.auth.start()
+        self.auth.start(on_up=self.hub.revocation.auth_is_up)
 
     def stop(self) -> None:
         self.limiter.stop()
@@ -101,11 +114,12 @@ class Entry:
         if len(self.hub.connections) > self.most:
             self.refuse(connection, Refused(reason="limit", retry_after_ms=RETRY_MS))
             return
-        self._ask_admission(connection)
+        self.hub.arrivals.begin(connection)
 
-    def _ask_admission(self, connection: Connection) -> None:
+    def ask_admission(self, connection: Connection) -> None:
+        """Its address is known as far as can be: ask the limiter for a place."""
         self.limiter.ask(
-            Admit(self.hub.name, connection.session, connection.listener, connection.key),
+            Admit(self.hub.name, connection.session, connection.listener, connection.key, connection.exempt),
             connection.entry_deadline_ns,
             functools.partial(self.hub.step, connection, self._admitted),
         )
@@ -114,15 +128,14 @@ class Entry:
         """After a hub that crashed: ask again what it had asked for this connection. Its deadline stands."""
         waited, connection.waiting_for = connection.waiting_for, ""
         self.hub.deadlines.arm(connection)
-        if connection.admitted is None:
-            connection.waiting_for = "limiter" if connection.listener == "tcp" or connection.tls is not None else ""
-            self._ask_admission(connection)
+        if self.hub.arrivals.recover(connection):
+            pass
         elif connection.tls is not None and connection.tls.handshaking:
             self.hub.handshakes.begin(connection)
         elif connection.login_id:
             self.hub.login.fail(connection, connection.login_id, ActorDown("auth", "acceptor restarted"))
         elif connection.transport == "http" and connection.request is not None:
-            self._routed(connection, connection.request)
+            self._requested(connection)
         elif waited and connection.stage is Stage.ENTRY:
             self._open_tcp(connection)
 
@@ -136,6 +149,8 @@ class Entry:
             self.refuse(connection, reply if isinstance(reply, Refused) else Refused(reason="unavailable"))
             return
         connection.admitted = True
+        if connection.hop == "asked":
+            connection.hop = ""
         if connection.waiting_for == "limiter":
             connection.waiting_for = ""
         if connection.tls is not None and connection.tls.handshaking:
@@ -143,7 +158,7 @@ class Entry:
         elif connection.listener == "tcp":
             self._open_tcp(connection)
         elif connection.request is not None:
-            self._routed(connection, connection.request)
+            self._requested(connection)
         self.hub.dirty[connection.fd] = connection
 
     def secured(self, connection: Connection) -> None:
@@ -199,13 +214,17 @@ class Entry:
 
     def timed_out(self, connection: Connection) -> None:
         """The connection's time to handshake or to authenticate is over."""
-        if connection.waiting_for in ("limiter", "auth") or connection.admitted is None:
+        if connection.preface is not None:
+            self.hub.prefaces.malformed(connection, "no PROXY header in time")
+        elif connection.waiting_for in ("limiter", "auth") or connection.admitted is None:
             self.refuse(connection, Refused(reason="unavailable", detail="policy actor down"))
         elif connection.tls is not None and connection.tls.handshaking:
             self.hub.handshakes.timed_out(connection)
         elif connection.transport == "http":
+            self.hub.offence(connection, "handshake")
             self.refuse(connection, Refused(reason="timeout"))
         else:
+            self.hub.offence(connection, "handshake")
             self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="timeout")
             connection.send_message(
                 jsonrpc.error_reply(b"null", 401, "not authenticated in time", {"reason": "timeout"})
@@ -219,6 +238,9 @@ class Entry:
         if connection.request is not None:
             # Only a client that doesn't wait for the 101 sends more. Keep it for the codec, within bounds.
             request = connection.request
+            if connection.body is not None:
+                self._take_body(connection, request, data)
+                return
             if len(request.rest) + len(data) > self.settings.max_preauth_size:
                 self._problem(connection, 413, "too much data before the handshake was answered")
                 return
@@ -234,10 +256,13 @@ class Entry:
         if request_ is not None:
             connection.request = request_
             if connection.admitted:
-                self._routed(connection, request_)
+                self._requested(connection)
 
     def _bad_request(self, connection: Connection, error: HttpError) -> None:
         self.hub.refused += 1
+        offence = _OFFENCES.get(error.status)
+        if offence is not None and (error.status != 401 or _shows_credential(connection)):
+            self.hub.offence(connection, offence)
         reason = "auth" if error.status == 401 else "handshake"
         self.hub.event(
             connection,
@@ -252,10 +277,53 @@ class Entry:
             headers.append(("WWW-Authenticate", REALM))
         self._problem(connection, error.status, error.detail, headers)
 
+    def _take_body(self, connection: Connection, request: Request, data: bytes) -> None:
+        try:
+            self.endpoints.received(connection, request, data)
+        except HttpError as error:
+            self._bad_request(connection, error)
+
+    def _requested(self, connection: Connection) -> None:
+        """The request is there and the connection has its place: it costs one message, then it is served.
+
+        An upgrade is charged to the client that it turns out to be; everything else to its address.
+        """
+        request = connection.request
+        if request is None or not self.hub.arrivals.requested(connection):
+            return
+        if _is_upgrade(request):
+            self._routed(connection, request)
+        else:
+            self._charge(connection, _address_keys(connection), self._serve)
+
+    def _serve(self, connection: Connection) -> None:
+        if connection.request is not None:
+            self._routed(connection, connection.request)
+
+    def _charge(self, connection: Connection, keys: tuple[str, ...], then: Callable[[Connection], None]) -> None:
+        """One message's unit for an HTTP request or an upgrade; without it, it is refused here."""
+
+        def charged(connection: Connection, quota: Quota | None, over_ms: int) -> None:
+            connection.waiting_for = ""
+            connection.quota = quota
+            if over_ms:
+                self.hub.event(connection, "rate.limited", severity="warning", outcome="refused", reason="rate")
+                self.hub.offence(connection, "rate")
+                self.refuse(connection, Refused("rate", over_ms, "too many messages in a short time"))
+            elif quota is None:
+                self.refuse(connection, Refused(reason="unavailable"))
+            else:
+                then(connection)
+
+        connection.waiting_for = "limiter"
+        self.hub.budget.enter(connection, keys, charged)
+
     def _routed(self, connection: Connection, request: Request) -> None:
         try:
             self._route(connection, request)
         except HttpError as error:
+            if _is_upgrade(request):  # it was to be charged to whom it is granted
+                self.hub.budget.charge(_address_keys(connection), self.hub.now)
             self._bad_request(connection, error)
 
     def _route(self, connection: Connection, request: Request) -> None:
@@ -281,8 +349,8 @@ class Entry:
             http_answers.options(self.hub, connection, request, endpoints.allow(path))
         elif path == "/health":
             self._health(connection, request)
-        elif path == "/auth/ticket":
-            self._ticket(connection, request)
+        elif path in auth_endpoints.PATHS:
+            self.endpoints.begin(connection, request)
         else:
             raise HttpError(404, "nothing is served at this path")
 
@@ -297,27 +365,6 @@ class Entry:
         body = b'{"status":"%s"}' % healthy.encode()
         status_code = 503 if healthy == "unhealthy" else 200
         http_answers.answer(self.hub, connection, request, status_code, http_answers.JSON, body)
-
-    def _ticket(self, connection: Connection, request: Request) -> None:
-        credential = bearer(request)
-        if credential is ANONYMOUS and self.settings.ws_auth_enabled:
-            raise HttpError(401, "a ticket is issued for a token")
-        connection.waiting_for = "auth"
-        self.auth.ask(
-            IssueTicket(credential.value, connection.peer_ip),
-            connection.entry_deadline_ns,
-            functools.partial(self.hub.step, connection, self._ticket_issued),
-        )
-
-    def _ticket_issued(self, connection: Connection, reply: Reply) -> None:
-        connection.waiting_for = ""
-        if connection.stage >= Stage.CLOSING:
-            return
-        if not isinstance(reply, Ticket):
-            self._not_granted(connection, reply)
-            return
-        body = b'{"ticket":"%s","expires_in":%d}' % (reply.ticket.encode(), reply.expires_in)
-        http_answers.answer(self.hub, connection, connection.request, 200, http_answers.JSON, body)
 
     # --- the upgrade -----------------------------------------------------------------------------------------
 
@@ -335,29 +382,43 @@ class Entry:
         if credential is ANONYMOUS and settings.ws_auth_enabled:
             if not settings.ws_first_message_auth:
                 raise HttpError(401, "authentication is required")
-            self._switch(connection, handshake)
-            connection.stage = Stage.LOGIN
-            self._await_login(connection)
-            self._feed_rest(connection, request)
+            self._charge(connection, _address_keys(connection), functools.partial(self._to_login, handshake=handshake))
             return
         connection.entry_deadline_ns = self.hub.now + settings.auth_timeout_ms * 1_000_000
         self.authenticate(connection, credential, functools.partial(self._upgrade_decided, handshake=handshake))
+
+    def _to_login(self, connection: Connection, *, handshake: Handshake) -> None:
+        request = connection.request
+        assert request is not None  # noqa: S101 - it asked for the upgrade
+        self._switch(connection, handshake)
+        connection.stage = Stage.LOGIN
+        self._await_login(connection)
+        self._feed_rest(connection, request)
 
     def _upgrade_decided(self, connection: Connection, reply: Reply, *, handshake: Handshake) -> None:
         connection.waiting_for = ""
         if connection.stage >= Stage.CLOSING:
             return
         if not isinstance(reply, Grant):
-            self._not_granted(connection, reply)
+            self.hub.budget.charge(_address_keys(connection), self.hub.now)
+            self.not_granted(connection, reply)
             return
         request = connection.request
         assert request is not None  # noqa: S101 - it asked for the upgrade
         upstream = _upstream_of(request.path)
         if upstream and upstream not in self.hub.routes.names:
+            self.hub.misdeeds.note(connection, "probe", reply)
             self._problem(connection, 404, "no such server")
             return
+        self._charge(connection, reply.limit_keys, functools.partial(self._upgraded, handshake=handshake, grant=reply))
+
+    def _upgraded(self, connection: Connection, *, handshake: Handshake, grant: Grant) -> None:
+        request = connection.request
+        assert request is not None  # noqa: S101 - it asked for the upgrade
+        if self._refused_principal(connection, grant):
+            return
         self._switch(connection, handshake)
-        self.opened(connection, reply, upstream)
+        self.opened(connection, grant, _upstream_of(request.path))
         self._feed_rest(connection, request)
 
     def _switch(self, connection: Connection, handshake: Handshake) -> None:
@@ -386,9 +447,10 @@ class Entry:
         if connection.stage >= Stage.CLOSING:
             return
         if isinstance(reply, Grant):
-            self.opened(connection, reply, "")
+            if not self._refused_principal(connection, reply):
+                self.opened(connection, reply, "")
         else:
-            self._not_granted(connection, reply)
+            self.not_granted(connection, reply)
 
     # --- authentication --------------------------------------------------------------------------------------
 
@@ -399,6 +461,8 @@ class Entry:
     def authenticate(self, connection: Connection, credential: Credential, decided: _Decided) -> None:
         """Ask auth; ``decided`` gets its answer. The connection takes no message meanwhile."""
         connection.waiting_for = "auth"
+        connection.presented = credential is not ANONYMOUS
+        connection.revocations_seen = self.hub.revocation.seen
         deadline = max(connection.entry_deadline_ns, self.hub.now + self.settings.handshake_timeout_ms * 1_000_000)
         self.auth.ask(
             Authenticate(
@@ -412,13 +476,28 @@ class Entry:
             functools.partial(self.hub.step, connection, decided),
         )
 
-    def _not_granted(self, connection: Connection, reply: Reply) -> None:
+    def _refused_principal(self, connection: Connection, grant: Grant) -> bool:
+        if not self.hub.blocklist.refuses_principal(grant):
+            return False
+        self.refuse(connection, Refused(reason="block", detail="this principal is blocked"))
+        return True
+
+    def not_granted(self, connection: Connection, reply: Reply) -> None:
+        """Auth's answer is no grant: refuse the connection with it."""
+        if isinstance(reply, Refused) and reply.reason == "auth":
+            self.hub.offence(connection, "auth")
         self.refuse(connection, reply if isinstance(reply, Refused) else Refused(reason="unavailable"))
+
+    def granted(self, connection: Connection) -> None:
+        """The connection has got a grant, which a revocation may have overtaken on its way here."""
+        if connection.revocations_seen != self.hub.revocation.seen:
+            self.hub.revocation.doubt((connection,))
 
     def opened(self, connection: Connection, grant: Grant, upstream: str) -> None:
         """The connection bears a grant from now on."""
         connection.stage = Stage.OPEN
         connection.grant = grant
+        connection.authenticated = connection.presented
         self.hub.budget.join(grant.limit_keys)
         connection.entry_deadline_ns = 0
         connection.idle_since_ns = self.hub.now
@@ -428,24 +507,25 @@ class Entry:
             connection.codec.max_line = self.settings.max_request_size
         self.hub.dispatch.attach(connection, upstream or self.hub.routes.default)
         self.hub.event(connection, "connection.opened")
+        self.granted(connection)
         self.hub.deadlines.arm(connection)
         self.hub.dirty[connection.fd] = connection
 
-    def delivered(self, message: Message) -> bool:
-        """Revocations: the connections that bear such a grant end now."""
-        if not isinstance(message, Revoked):
-            return False
-        over = set(message.sessions)
-        for connection in list(self.hub.connections.values()):
-            grant = connection.grant
-            if grant is not None and (grant.session in over or grant.epoch < message.epoch):
-                self.hub.step(connection, self.hub.close, 3000, "revoked")
-        return True
 
-    def expired(self, connection: Connection) -> bool:
-        """Whether the connection's grant has run out (the leeway included, as auth computed it)."""
-        grant = connection.grant
-        return grant is not None and bool(grant.expires_at_ms) and time.time() * 1000 >= grant.expires_at_ms
+def _is_upgrade(request: Request) -> bool:
+    return http.is_upgrade(request) and endpoints.is_websocket(request.path)
+
+
+def _shows_credential(connection: Connection) -> bool:
+    request = connection.request
+    if request is None:
+        return False
+    return request.get("authorization") is not None or request.get("sec-websocket-protocol") not in (None, b"mcp")
+
+
+def _address_keys(connection: Connection) -> tuple[str, ...]:
+    """What is charged for who is nobody yet."""
+    return (client_key(connection.peer_ip),)
 
 
 def _reason(refused: Refused) -> str:
@@ -453,10 +533,11 @@ def _reason(refused: Refused) -> str:
 
 
 def _detail(refused: Refused) -> str:
+    if refused.reason == "limit":  # whose detail says which limit
+        return f"too many connections{' from this address' if refused.detail == 'address' else ''}"
     return refused.detail or {
         "block": "this address is blocked",
         "rate": "too many connections in a short time",
-        "limit": "too many connections",
         "auth": "authentication failed",
         "timeout": "the request did not arrive in time",
         "draining": "the gateway is shutting down",

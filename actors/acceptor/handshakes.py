@@ -119,7 +119,6 @@ class Handshakes:
             self._receive(connection, tls, now)
 
     def _receive(self, connection: Connection, tls: Tls, now: int) -> None:
-        hub = self._hub
         try:
             data = connection.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -189,7 +188,8 @@ class Handshakes:
         self._interest(connection, IN)
         hub.entry.secured(connection)
         if connection.stage < Stage.CLOSING:
-            hub.receive(connection, hub.now)  # a client may send its first message right behind its part of the handshake
+            # A client may send its first message right behind its part of the handshake.
+            hub.receive(connection, hub.now)
 
     # --- ends --------------------------------------------------------------------------------------------------
 

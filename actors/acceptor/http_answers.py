@@ -91,9 +91,7 @@ def upgrade_fields(hub: Hub) -> list[tuple[str, str]]:
     return [*http.security_headers(hub.settings), http.date_header(time.time())]
 
 
-def _complete(
-    hub: Hub, connection: Connection, request: Request | None, headers: Fields
-) -> list[tuple[str, str]]:
+def _complete(hub: Hub, connection: Connection, request: Request | None, headers: Fields) -> list[tuple[str, str]]:
     settings = hub.settings
     given = {name.lower() for name, _ in headers}
     common = [

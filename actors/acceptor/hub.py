@@ -40,13 +40,16 @@ from ipc.messages import (
     Drain,
     GatewayStatus,
     ListenersChanged,
+    OffenceKind,
     ReloadCertificates,
 )
 from ipc.settings import Settings
 
 from . import describe
 from .answers import Answers
+from .arrivals import Arrivals
 from .authorising import Authorising
+from .blocklist import Blocklist
 from .budget import Budget
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
@@ -57,6 +60,9 @@ from .http import HeadReader
 from .large import LargeMessages
 from .lines import LineReader
 from .login import Login
+from .misdeeds import Misdeeds
+from .prefaces import Prefaces
+from .revocation import Revocation
 from .routes import Routes
 from .tcp_upstream import TcpUpstream
 from .tls import why
@@ -130,12 +136,17 @@ class Hub:
         self.counts: dict[str, int] = {}
         self.deadlines = Deadlines(self)
         self.budget = Budget(self)
+        self.blocklist = Blocklist(self)
+        self.misdeeds = Misdeeds(self)
+        self.prefaces = Prefaces(self)
+        self.arrivals = Arrivals(self)
         self.routes = Routes(self)
         self.large = LargeMessages(self)
         self.authorising = Authorising(self)
         self.dispatch = Dispatch(self)
         self.answers = Answers(self)
         self.login = Login(self)
+        self.revocation = Revocation(self)
         self.entry = Entry(self)
         self.handshakes = Handshakes(self)
 
@@ -459,6 +470,8 @@ class Hub:
         for entry in self.wheel.due(now):
             entry(now)
         self.entry.report(now)
+        self.misdeeds.report()
+        self.revocation.tick(now)
         self.routes.tick(now)
         self.audit.flush()
         if self.draining_until_ns:
@@ -488,7 +501,9 @@ class Hub:
                     delivery.reply(Description(data=describe.acceptor(self)))
                 case Disconnect(connection=public):
                     delivery.reply(self._disconnect(public))
-                case _ if self.entry.delivered(message) or self.large.delivered(message):
+                case _ if self.blocklist.delivered(message):
+                    pass
+                case _ if self.revocation.delivered(message) or self.large.delivered(message):
                     pass
                 case _:
                     log.warning("unexpected message %s", type(message).__name__)
@@ -536,6 +551,10 @@ class Hub:
     def forget(self, fd: int) -> None:
         if self.ready.pop(fd, None) is not None:
             self.epoll.unregister(fd)
+
+    def offence(self, connection: Connection, kind: OffenceKind) -> None:
+        """The client did something wrong; enough of that blocks it (``misdeeds`` says whom)."""
+        self.misdeeds.note(connection, kind)
 
     def count(self, what: str) -> None:
         """One more of ``what``, for the statistics."""

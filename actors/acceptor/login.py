@@ -9,8 +9,9 @@ import msgspec
 
 from actors.policy import eras, jsonrpc
 from ipc.address import Reply
-from ipc.messages import Envelope, Grant, Refused
+from ipc.messages import Done, Envelope, Grant, Logout, Message, RefreshSession, Refused, TokenSet
 
+from .auth_endpoints import answer_of
 from .connection import RETRY_MS, Connection, Item, Stage
 from .credential import ANONYMOUS, Credential, of_certificate
 
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 
 STRANGERS: Final = 8  # messages before authentication that may not be sent then, until the connection is closed
 _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
+
+
+SESSION_METHODS: Final = frozenset({"auth/refresh", "auth/logout"})
+"""Methods of the gateway's own on an open connection."""
+
+
+class _Refresh(msgspec.Struct):
+    refresh_token: str
+
+
+class _RefreshRequest(msgspec.Struct):
+    params: _Refresh
+
+
+_refresh_decoder = msgspec.json.Decoder(_RefreshRequest)
 
 
 class _Authenticate(msgspec.Struct):
@@ -60,6 +76,8 @@ class Login:
     def _stranger(self, connection: Connection) -> None:
         """Once may be a mistake; a connection that goes on is noted, and closed in the end."""
         connection.strangers += 1
+        if connection.strangers >= 2:
+            self.hub.offence(connection, "auth")
         if connection.strangers == 2:
             self.hub.event(connection, "auth.failed", severity="warning", outcome="refused", reason="not authenticated")
         if connection.strangers >= STRANGERS:
@@ -98,6 +116,12 @@ class Login:
             return
         if not isinstance(reply, Grant):
             self.fail(connection, id, reply)
+        elif self.hub.blocklist.refuses_principal(reply):
+            data: dict[str, object] = {"reason": "block"}
+            connection.send_message(jsonrpc.error_reply(id, 403, "this principal is blocked", data))
+            self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="block")
+            self.hub.close(connection, 3003, "this principal is blocked")
+            return
         elif server and server not in self.hub.routes.names:
             connection.send_message(jsonrpc.error_reply(id, -32602, "no such server", {"server": server[:128]}))
         elif server and connection.forwarded and server != connection.upstream:
@@ -114,21 +138,91 @@ class Login:
                 if connection.grant is not None:
                     self.hub.budget.leave(connection.grant.limit_keys)
                 connection.grant = reply
+                connection.authenticated = connection.presented
                 self.hub.budget.join(reply.limit_keys)
+                self.hub.entry.granted(connection)
+                self.hub.deadlines.arm(connection)
                 if server and server != connection.upstream:
                     self.hub.dispatch.change_upstream(connection, server)
             else:
                 self.hub.entry.opened(connection, reply, server)
         self.hub.dispatch.resume(connection)
 
+    def session_method(self, connection: Connection, item: Item, envelope: Envelope) -> None:
+        """``auth/refresh`` and ``auth/logout``. Later messages wait until it is decided."""
+        grant = connection.grant
+        assert grant is not None  # noqa: S101 - only an open connection comes here
+        if envelope.method == "auth/logout":
+            question: Message = Logout(grant.family, grant.tokens, grant.expires_at_ms)
+            decided = functools.partial(self._logged_out, id=envelope.id)
+        else:
+            try:
+                token = _refresh_decoder.decode(item.raw).params.refresh_token
+            except msgspec.DecodeError:
+                detail = "params must hold a refresh_token"
+                connection.send_message(jsonrpc.error_reply(envelope.id, -32602, detail))
+                return
+            question = RefreshSession(token, connection.peer_ip)
+            decided = functools.partial(self._refreshed, id=envelope.id)
+        connection.login_id = envelope.id
+        connection.waiting_for = "auth"
+        connection.revocations_seen = self.hub.revocation.seen
+        deadline = self.hub.now + self.hub.settings.auth_timeout_ms * 1_000_000
+        self.hub.entry.auth.ask(question, deadline, functools.partial(self.hub.step, connection, decided))
+
+    def _refreshed(self, connection: Connection, reply: Reply, *, id: bytes) -> None:  # noqa: A002
+        connection.waiting_for = ""
+        connection.login_id = b""
+        grant = connection.grant
+        if connection.stage >= Stage.CLOSING or grant is None:
+            return
+        if isinstance(reply, TokenSet):
+            connection.send_message(jsonrpc.result_reply(id, answer_of(reply)))
+            # The connection goes on with the new token's time where it is the same session's.
+            if reply.grant.family == grant.family and 0 < grant.expires_at_ms < reply.grant.expires_at_ms:
+                self.hub.budget.leave(grant.limit_keys)
+                connection.grant = reply.grant
+                self.hub.budget.join(reply.grant.limit_keys)
+                self.hub.entry.granted(connection)
+                self.hub.deadlines.arm(connection)
+        else:
+            self._refuse(connection, id, reply)
+        self.hub.dispatch.resume(connection)
+
+    def _logged_out(self, connection: Connection, reply: Reply, *, id: bytes) -> None:  # noqa: A002
+        connection.waiting_for = ""
+        connection.login_id = b""
+        if connection.stage >= Stage.CLOSING:
+            return
+        if isinstance(reply, Done):
+            connection.send_message(jsonrpc.result_reply(id, {"loggedOut": True}))
+            self.hub.close(connection, 3000, "logged out")
+            return
+        self._refuse(connection, id, reply)
+        self.hub.dispatch.resume(connection)
+
+    def _refuse(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
+        """Answer a question about a session that auth refused or could not answer."""
+        refused = reply if isinstance(reply, Refused) else Refused("policy actor down")
+        code = {"auth": 401, "unsupported": 501}.get(refused.reason, 503)
+        data: dict[str, object] = {"reason": refused.reason}
+        if code == 503:
+            data["retryAfterMs"] = refused.retry_after_ms or RETRY_MS
+        message = refused.detail or "sessions are not available"
+        connection.send_message(jsonrpc.error_reply(request_id, code, message, data))
+
     def fail(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
         """Answer an ``authenticate`` that brought no grant."""
         connection.login_id = b""
-        if not isinstance(reply, Refused):
-            data: dict[str, object] = {"reason": "policy actor down", "retryAfterMs": RETRY_MS}
+        if not isinstance(reply, Refused) or reply.reason == "unavailable":
+            known = isinstance(reply, Refused) and bool(reply.detail)
+            reason = "keys unavailable" if known else "policy actor down"
+            data: dict[str, object] = {"reason": reason, "retryAfterMs": RETRY_MS}
             connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))
             return
         connection.failed_logins += 1
+        if reply.reason == "auth":
+            self.hub.offence(connection, "auth")
         connection.send_message(jsonrpc.error_reply(request_id, 401, "authentication failed"))
         if connection.failed_logins >= self.hub.settings.max_failed_attempts:
             self.hub.close(connection, 3000, "authentication failed")

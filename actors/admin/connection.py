@@ -38,12 +38,13 @@ _CHUNK: Final = 64 * 1024
 
 @attrs.frozen
 class Request:
-    """``target`` is the path without the query. Header names are in lower case."""
+    """``target`` is the path without the query. Header names are in lower case. ``body`` has BODY_LIMIT at most."""
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
     peer: str
+    body: bytes = b""
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand there once only. Raises Problem (400) if it is doubled."""
@@ -110,7 +111,7 @@ class Connection:
         await self._hang_up()
 
     async def _receive_request(self) -> Request | None:
-        """The next request, its body read and dropped; None when the client has ended.
+        """The next request with its body; None when the client has ended.
 
         Raises h11.RemoteProtocolError, Problem, and trio.TooSlowError for an idle or slow client.
         """
@@ -123,18 +124,18 @@ class Connection:
             if not isinstance(event, h11.Request):
                 return None
             request = self._read_head(event)
-            left = BODY_LIMIT
+            body = bytearray()
             while not isinstance(event, h11.EndOfMessage):
                 if self._protocol.they_are_waiting_for_100_continue:
                     await self._transmit(h11.InformationalResponse(status_code=100, headers=[]))
                 event = await self._next_event()
                 if isinstance(event, h11.Data):
-                    left -= len(event.data)
-                    if left < 0:
+                    body += event.data
+                    if len(body) > BODY_LIMIT:
                         raise Problem(413, f"a body may have {BODY_LIMIT} bytes")
                 elif isinstance(event, h11.ConnectionClosed):
                     return None
-        return request
+        return attrs.evolve(request, body=bytes(body))
 
     def _read_head(self, event: h11.Request) -> Request:
         # h11 lets bytes ≥ 0x80 through in a header's value (RFC 9110 §5.5, obs-text), but nothing here needs them.

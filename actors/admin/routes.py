@@ -5,26 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
+from urllib.parse import unquote
 
 import attrs
+import msgspec
 import trio
 
 from ipc.address import Address
 from ipc.context import Context
 from ipc.errors import ActorDown, DeadlineExceeded
-from ipc.messages import AdminRequest, AuditEvent, Disconnect, Done, Message, ResetBreaker
+from ipc.messages import (
+    AdminRequest,
+    AuditEvent,
+    Description,
+    Disconnect,
+    Done,
+    EndSession,
+    ListSessions,
+    Message,
+    ResetBreaker,
+    RevokeTokens,
+)
 
 from ..audit_ring import AuditRing
-from . import metrics
+from . import blocks, metrics
 from .access import Access
-from .answers import Answer, Problem, document
+from .answers import JSON, Answer, Problem, document
 from .connection import Request
 from .health import Health, connections_of, judge
 from .survey import Survey
 from .tree import Tree
 
 API = "/admin/v1"
-_LONGEST_NAME = 128
+_LONGEST_NAME = 1024  # a principal's, with every character escaped
+_LONGEST_SUBJECT = 1024  # an outside issuer's name and its name for somebody
 _PATIENCE_NS = 1_000_000_000
 _STALE_TREE_NS = 10_000_000_000
 
@@ -54,6 +68,15 @@ class State:
         return round((time.monotonic_ns() - self.tree_at_ns) / 1e9, 3) if self.tree is not None else 0.0
 
 
+class _Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str = ""
+    jti: str = ""
+    principal: str = ""
+
+
+_revocation_decoder = msgspec.json.Decoder(_Revocation)
+
+
 Make = Callable[["Routes", Request, str], Awaitable[Answer]]
 
 
@@ -61,7 +84,7 @@ Make = Callable[["Routes", Request, str], Awaitable[Answer]]
 class Route:
     """``path`` may hold one ``*``, which stands for one segment and is handed to ``make``."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     guard: Guard
     make: Make
@@ -182,6 +205,54 @@ class Routes:
         answers = await self._ask("acceptor", Disconnect(connection))
         return self._done(request, "connection.disconnect", connection, answers, "no connection has this id")
 
+    async def sessions(self, _request: Request, _segment: str) -> Answer:
+        """Issued sessions, the oldest first."""
+        (answer,) = await self._ask("auth", ListSessions())
+        if not isinstance(answer, Description):
+            raise Problem(503, "auth did not answer", (("Retry-After", "1"),))
+        return Answer(200, answer.data, JSON)
+
+    async def end_session(self, request: Request, session: str) -> Answer:
+        answers = await self._ask("auth", EndSession(session))
+        return self._done(request, "session.end", session, answers, "no session has this id")
+
+    async def revoke_tokens(self, request: Request, _segment: str) -> Answer:
+        """A JSON object with one of ``token``, ``jti`` and ``principal``. The token is not recorded."""
+        try:
+            wanted = _revocation_decoder.decode(request.body)
+        except (msgspec.DecodeError, RecursionError):
+            raise Problem(400, "the body must be a JSON object with token, jti or principal") from None
+        if sum(map(bool, (wanted.token, wanted.jti, wanted.principal))) != 1:
+            raise Problem(400, "exactly one of token, jti and principal is to be given")
+        if max(len(wanted.jti), len(wanted.principal)) > _LONGEST_SUBJECT:
+            raise Problem(400, f"jti and principal have at most {_LONGEST_SUBJECT} characters")
+        answers = await self._ask("auth", RevokeTokens(wanted.token, wanted.jti, wanted.principal))
+        target = wanted.principal or wanted.jti or "token"
+        missing = "this is neither a live session's token nor a signed one"
+        return self._done(request, "token.revoke", target, answers, missing)
+
+    async def blocks(self, _request: Request, _segment: str) -> Answer:
+        return document(await blocks.listing(self.state.context.address("limiter")))
+
+    async def block(self, request: Request, _segment: str) -> Answer:
+        wanted = blocks.wish(request.body)
+        return await self._rule(request, "block", wanted.target, wanted)
+
+    async def unblock(self, request: Request, target: str) -> Answer:
+        target = unquote(target, errors="replace")
+        return await self._rule(request, "unblock", target, blocks.pardon(target))
+
+    async def _rule(self, request: Request, action: str, target: str, message: Message) -> Answer:
+        (done,) = await self._ask("limiter", message)
+        detail = {"action": action, "target": target}
+        if not isinstance(done, Done):
+            self._record(request, "admin.action", "failure", detail)
+            raise Problem(503, "the limiter does not answer", (("Retry-After", "1"),))
+        self._record(request, "admin.action", "success" if done.ok else "failure", detail)
+        if not done.ok:
+            raise Problem(409 if action == "block" else 404, done.detail)
+        return document({"ok": True, "detail": done.detail})
+
     async def drain(self, request: Request, _segment: str) -> Answer:
         # Recorded first: once the gateway drains, the record may come too late.
         self._record(request, "admin.action", "success", {"action": "drain"})
@@ -254,5 +325,12 @@ def _table(state: State) -> tuple[Route, ...]:
         Route("GET", f"{API}/breakers", "admin", Routes.breakers),
         Route("POST", f"{API}/breakers/*/reset", "admin", Routes.reset_breaker),
         Route("POST", f"{API}/connections/*/disconnect", "admin", Routes.disconnect),
+        Route("GET", f"{API}/sessions", "admin", Routes.sessions),
+        Route("DELETE", f"{API}/sessions/*", "admin", Routes.end_session),
+        Route("POST", f"{API}/sessions/*/end", "admin", Routes.end_session),
+        Route("POST", f"{API}/tokens/revoke", "admin", Routes.revoke_tokens),
+        Route("GET", f"{API}/blocks", "admin", Routes.blocks),
+        Route("POST", f"{API}/blocks", "admin", Routes.block),
+        Route("DELETE", f"{API}/blocks/*", "admin", Routes.unblock),
         Route("POST", f"{API}/drain", "admin", Routes.drain),
     )

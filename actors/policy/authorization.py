@@ -13,7 +13,16 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from ipc.authorization import ALWAYS_ALLOWED, LIST_METHODS, TARGET_METHODS, AuthorizationRule, Effect, TargetKind
+from ipc.authorization import (
+    ALWAYS_ALLOWED,
+    LIST_METHODS,
+    TARGET_METHODS,
+    AuthorizationRule,
+    Effect,
+    TargetKind,
+    applies,
+    speaks_of_list,
+)
 from ipc.globs import ANYTHING, Glob, covers, matches, overlaps
 from ipc.messages import Envelope
 
@@ -22,8 +31,7 @@ from .resource_uri import canonical_glob, forms, is_treacherous, template_glob
 
 READ: Final = "mcp:read"
 CALL: Final = "mcp:call"
-ADMIN: Final = "admin"
-MCP_SCOPES: Final = (CALL, READ)
+_SCOPES: Final = (CALL, READ)
 
 READ_METHODS: Final = frozenset(
     {
@@ -46,7 +54,6 @@ DEFAULT: Final = "default"  # the name that a refusal gives where no rule spoke
 SPELLING: Final = "spelling"
 
 _COMPLETE: Final = "completion/complete"
-_LISTED: Final[dict[TargetKind, str]] = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 _TARGETS: Final = frozenset(method for methods in TARGET_METHODS.values() for method in methods)
 _FOLDED: Final = frozenset(method.casefold() for method in _TARGETS)
 _KIND: Final[dict[str, TargetKind]] = {
@@ -55,21 +62,6 @@ _KIND: Final[dict[str, TargetKind]] = {
 _LONGEST: Final = 8192  # characters of a target; RFC 9110 §4.1 asks for at least 8000 octets of a URI
 _CACHED: Final = 256  # decisions of one connection, and as many methods
 _CACHED_TEXT: Final = 512  # characters, so that what is cached stays small
-
-Issuer = Literal["static", "own", "outside", "session", "certificate"]
-
-
-def effective_scopes(claimed: Iterable[str] | None, issuer: Issuer) -> tuple[str, ...]:
-    """The scopes of a credential; ``claimed`` is None where it says nothing of scopes.
-
-    A credential that the operator gave out himself (a static token, a token of the gateway's own, a certificate of
-    its CA) may then use MCP, and never the admin API. An outside issuer's token gives nothing that it doesn't say:
-    most of its tokens were made for something else.
-    """
-    if claimed is not None:
-        return tuple(dict.fromkeys(claimed))
-    return () if issuer == "outside" else MCP_SCOPES
-
 
 def scope_for(method: str) -> str:
     """The scope that a method needs; none where the answer is empty."""
@@ -132,12 +124,12 @@ class Rights:
         self, rules: Iterable[AuthorizationRule], default: Effect, principal: str, scopes: Iterable[str], upstream: str
     ) -> None:
         self._rules = [
-            rule for rule in rules if _applies(rule.principals, principal) and _applies(rule.upstreams, upstream)
+            rule for rule in rules if applies(rule.principals, principal) and applies(rule.upstreams, upstream)
         ]
         self._last = _Line(default, DEFAULT)
         self._scopes = frozenset(scopes)
         ruled = default == "deny" or any(rule.effect == "deny" for rule in self._rules)
-        self.unrestricted = not ruled and self._scopes.issuperset(MCP_SCOPES)
+        self.unrestricted = not ruled and self._scopes.issuperset(_SCOPES)
         self._lines: dict[tuple[str, str], _Lines] = {}
         self._decided: dict[tuple[str, str, str], str] = {}
 
@@ -168,7 +160,7 @@ class Rights:
         kind = LIST_METHODS.get(method)
         if self.unrestricted or kind is None:
             return None
-        use = _LISTED[kind]
+        use = TARGET_METHODS[kind][0]
         if scope_for(use) not in self._scopes:
             return _nothing
         lines = self._lines_of(use, kind)
@@ -225,9 +217,8 @@ class Rights:
 
     def _draw(self, method: str, kind: TargetKind | Literal[""]) -> _Lines:
         lines: list[_Line] = []
-        listed = LIST_METHODS.get(method)
         for rule in self._rules:
-            line = _line_for_list(rule, method, listed) if listed is not None else _line(rule, method, kind)
+            line = _line(rule, method, kind)
             if line is not None:
                 lines.append(line)
                 if line.globs is None:
@@ -237,25 +228,14 @@ class Rights:
 
 
 def _line(rule: AuthorizationRule, method: str, kind: TargetKind | Literal[""]) -> _Line | None:
-    if not _applies(rule.methods, method) or rule.kind not in ("", kind):
+    if method in LIST_METHODS:
+        return _Line(rule.effect, rule.name) if speaks_of_list(rule, method) else None
+    if not applies(rule.methods, method) or rule.kind not in ("", kind):
         return None
     if not rule.kind:
         return _Line(rule.effect, rule.name)
     canonical = tuple(canonical_glob(glob) for glob in rule.targets) if kind == "resource" else ()
     return _Line(rule.effect, rule.name, rule.targets, canonical)
-
-
-def _line_for_list(rule: AuthorizationRule, method: str, kind: TargetKind) -> _Line | None:
-    """Who may use something may ask what there is, and sees no more of it than that."""
-    if rule.effect == "allow":
-        speaks = rule.kind in ("", kind) and (_applies(rule.methods, method) or _applies(rule.methods, _LISTED[kind]))
-    else:
-        speaks = not rule.kind and _applies(rule.methods, method)
-    return _Line(rule.effect, rule.name) if speaks else None
-
-
-def _applies(globs: Iterable[Glob], text: str) -> bool:
-    return not globs or any(matches(glob, text) for glob in globs)
 
 
 def _nothing(_target: str) -> bool:

@@ -38,9 +38,16 @@ class Connections:
         """Why one more may not exist: ``total``, ``address``, or empty when it may."""
         if self.totals[listener] >= (self.limits.ws if listener == "ws" else self.limits.tcp):
             return "total"
-        if self._keys[key] >= self.limits.per_key:
-            return "address"
-        return ""
+        return self.address_refusal(key)
+
+    def address_refusal(self, key: str) -> str:
+        """``refusal`` for one that is counted in the totals already. An empty key, not known yet, has no limit."""
+        return "address" if key and self._keys[key] >= self.limits.per_key else ""
+
+    def is_nameless(self, acceptor: str, session: int) -> bool:
+        """Whether this connection is counted in the totals only, because its client's address wasn't known."""
+        entry = self._acceptors.get(acceptor, {}).get(session)
+        return entry is not None and not entry[1]
 
     def add(self, acceptor: str, session: int, listener: Listener, key: str) -> None:
         self.release(acceptor, (session,))

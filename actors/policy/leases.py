@@ -154,6 +154,10 @@ class LeasePolicy:
             late.append(lease)
         return self._forfeit(late, now)
 
+    def outlook(self, keys: tuple[str, ...], now: int) -> tuple[int, int, int]:
+        """Of the key and the rule that bind first: units left, when there are more, and the number of the rule."""
+        return min(self.table.outlook(key, now) for key in keys)
+
     @property
     def next_overdue_ns(self) -> int | None:
         first = next(iter(self._leases.values()), None)

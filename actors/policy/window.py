@@ -122,6 +122,17 @@ class KeyWindow:
             best = max(best, leaves + rule.length_ns)
         return best
 
+    def outlook(self, rules: Sequence[WindowRule], now: int) -> tuple[int, int, int]:
+        """Of the rule that binds first: units left, when there are more of them, and which rule it is."""
+        log = self.log
+        left, index = min(
+            (rule.limit - log.count_after(now - rule.length_ns), index) for index, rule in enumerate(rules)
+        )
+        length = rules[index].length_ns
+        first = log.first_after(now - length, 1)
+        oldest = min([*first, *(granted_at for granted_at, _ in self.grants.values())], default=now - length)
+        return left - self.outstanding, oldest + length, index
+
     def grant(self, lease: int, units: int, now: int) -> None:
         self.grants[lease] = [now, units]
         self.outstanding += units
@@ -192,6 +203,10 @@ class KeyTable:
     def earliest(self, key: str, now: int, units: int = 1) -> int:
         window = self._keys.get(key)
         return now if window is None else window.earliest(self.rules, now, units)
+
+    def outlook(self, key: str, now: int) -> tuple[int, int, int]:
+        window = self._keys.get(key) or KeyWindow()
+        return window.outlook(self.rules, now)
 
     def sweep(self, now: int, most: int) -> int:
         """Evict empty keys among the ``most`` least recently changed ones. Returns how many went."""

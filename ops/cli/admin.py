@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .api import Api, Reply, add_options, find, segment
+from .duration import duration
 from .failure import ClientFailure
 from .operate import console, ended, print_json, seconds, table
 
 NAME: Final = "mcp-admin"
 _API: Final = "/admin/v1"
+_PRINCIPAL: Final = "principal:"
 
 _Run = Callable[[Api, argparse.Namespace], int]
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     _add(kinds, "list", _breakers, "the state of each")
     reset = _add(kinds, "reset", _reset, "close one, so that calls pass again")
     reset.add_argument("name", metavar="NAME", help="the server's name")
+    block = _add(commands, "block", _block, "refuse an address, and close its connections")
+    block.add_argument("target", metavar="IP", help="an address (IPv6: its /64), or principal:NAME")
+    block.add_argument("--for", dest="lasts", type=duration, metavar="TIME", help="such as 1h; else BLOCK_DURATION")
+    unblock = _add(commands, "unblock", _unblock, "lift a block, automatic or not")
+    unblock.add_argument("target", metavar="IP", help="an address, or principal:NAME")
+    _add(commands, "blocks", _blocks, "who is blocked, until when and why")
     _add(commands, "drain", _drain, "stop the gateway: calls in flight finish, nothing new is taken")
     return parser
 
@@ -106,6 +114,36 @@ def _disconnect(api: Api, options: argparse.Namespace) -> int:
 
 def _reset(api: Api, options: argparse.Namespace) -> int:
     return _done(api.post(f"{_API}/breakers/{segment(options.name)}/reset"), options, "reset")
+
+
+def _block(api: Api, options: argparse.Namespace) -> int:
+    principal = options.target.removeprefix(_PRINCIPAL)
+    body: dict[str, Any] = {"principal": principal} if principal != options.target else {"ip": options.target}
+    if options.lasts is not None:
+        body["for_ms"] = max(1, int(options.lasts.total_seconds() * 1000))
+    return _done(api.post(f"{_API}/blocks", body), options, "blocked")
+
+
+def _unblock(api: Api, options: argparse.Namespace) -> int:
+    return _done(api.delete(f"{_API}/blocks/{segment(options.target)}"), options, "unblocked")
+
+
+def _blocks(api: Api, options: argparse.Namespace) -> int:
+    document = _document(api.get(f"{_API}/blocks"))
+    if options.json:
+        print_json(document)
+        return 0
+    rows = [
+        (
+            row.get("ip") or f"{_PRINCIPAL}{row.get('principal')}", seconds(row.get("left_s")), row.get("strikes"),
+            "threat detection" if row.get("automatic") else "operator", row.get("reason"),
+        )
+        for row in document.get("blocks", [])
+    ]  # fmt: skip
+    console().print(table(("client", "for another", "times", "by", "reason"), rows))
+    if document.get("total", 0) > len(rows):
+        console().print(f"and {document['total'] - len(rows)} more")
+    return 0
 
 
 def _drain(api: Api, options: argparse.Namespace) -> int:

@@ -55,12 +55,17 @@ class Api:
         """Raises Unreachable, and for what is ours to know Refused: see ``request``."""
         return self.request("GET", path, authenticated=authenticated)
 
-    def post(self, path: str) -> Reply:
-        return self.request("POST", path)
+    def post(self, path: str, document: Mapping[str, object] | None = None) -> Reply:
+        return self.request("POST", path, document=document)
 
-    def request(self, method: str, path: str, *, authenticated: bool = True) -> Reply:
+    def delete(self, path: str) -> Reply:
+        return self.request("DELETE", path)
+
+    def request(
+        self, method: str, path: str, *, authenticated: bool = True, document: Mapping[str, object] | None = None
+    ) -> Reply:
         """Raises Unreachable if nobody answers in time or in HTTP, Refused if the token is missing or wrong."""
-        reply = self._exchange(method, path, self.token if authenticated else "")
+        reply = self._exchange(method, path, self.token if authenticated else "", document)
         if authenticated and reply.status in _UNAUTHENTICATED:
             hint = f" ({self.token_hint})" if not self.token and self.token_hint else ""
             raise Refused(f"{self.where} refuses: {reply.detail}{hint}")
@@ -71,14 +76,18 @@ class Api:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
-    def _exchange(self, method: str, path: str, token: str) -> Reply:
+    def _exchange(self, method: str, path: str, token: str, document: Mapping[str, object] | None) -> Reply:
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.host, self.port, timeout=PATIENCE_S)
         headers = {"Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         try:
-            connection.request(method, path, headers=headers)
+            body = None
+            if document is not None:
+                body = json.dumps(document).encode()
+                headers["Content-Type"] = "application/json"
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             body = response.read(_LONGEST + 1)
         except (OSError, http.client.HTTPException) as error:

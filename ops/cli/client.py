@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +21,7 @@ from .mcp_session import Json, McpSession, in_session
 from .report import Report
 from .stdio_bridge import bridge
 from .tcp_link import open_tcp
+from .trust import add_tls_options, tls_context
 from .version import version
 from .ws_link import open_ws, websocket_url
 
@@ -104,6 +104,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     over_tcp = commands.add_parser("tcp", help="over TCP, one message a line", allow_abbrev=False)
     over_tcp.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     over_tcp.add_argument("--port", type=_port, help="default: $TCP_PORT or 9500")
+    over_tcp.add_argument("--tls", action="store_true", help="the port speaks TLS")
+    add_tls_options(over_tcp, "--tls")
     add_token_options(over_tcp, "TCP_AUTH_TOKEN")
     _add_work(over_tcp)
     over_stdio = commands.add_parser(
@@ -122,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_url(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="default: ws://127.0.0.1:3002, with $WS_PORT if that is set")
-    parser.add_argument("--ca-file", metavar="PATH", help="certificates to trust for wss:// instead of the system's")
+    add_tls_options(parser, "wss://")
     add_token_options(parser, "WS_AUTH_TOKEN")
 
 
@@ -146,13 +148,14 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     token = find_token(options, environment)
     if options.transport == "tcp":
         port = options.port or _port_from(environment, "TCP_PORT", "MCP_TCP_PORT", 9500)
+        context = tls_context(options, tls=options.tls)
         opening: Callable[[], AbstractAsyncContextManager[Link]] = lambda: open_tcp(  # noqa: E731
-            options.host, port, within=options.timeout
+            options.host, port, within=options.timeout, ssl_context=context
         )
     else:
         fallback = f"ws://127.0.0.1:{_port_from(environment, 'WS_PORT', 'MCP_BRIDGE_PORT', 3002)}"
         url = websocket_url(options.url or fallback, options.server)
-        context = _trust(options.ca_file, url)
+        context = tls_context(options, tls=url.startswith("wss:"))
         opening = lambda: open_ws(url, token, within=options.timeout, ssl_context=context)  # noqa: E731
     if options.transport == "stdio":
         return trio.run(bridge, opening, options.timeout)
@@ -170,15 +173,6 @@ def _port_from(environment: Mapping[str, str], name: str, alias: str, default: i
         return _port(text)
     except (ValueError, argparse.ArgumentTypeError):
         raise UsageError(f"${name}: {text!r} is no port") from None
-
-
-def _trust(ca_file: str | None, url: str) -> ssl.SSLContext | None:
-    if not url.startswith("wss:"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # SSLError is one
-        raise UsageError(f"--ca-file: {ca_file}: {error.strerror or error}") from None
 
 
 def _wanted_call(words: list[str] | None) -> tuple[str, Json] | None:

@@ -16,6 +16,10 @@ from typing import Any, Final
 
 import jwt
 
+from actors.policy.jws import BadKey, TokenRefused, parse
+from actors.policy.jwt_tokens import LONGEST_SUBJECT, OwnIssuer, Times, Verifier, own_subject
+
+from .api import add_options, find
 from .duration import duration
 from .failure import ClientFailure, UsageError
 from .jwt_rules import JwtPolicy, broken_rules, ignored_hints
@@ -25,36 +29,40 @@ from .version import version
 NAME: Final = "mcp-token"
 
 # RFC 7518 §3.2: a key of at least the size of the hash; and what production asks of every secret.
-MIN_SECRET: Final = 32
+MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 
 SCOPES: Final = ("mcp:call", "mcp:read", "admin")
 
-NOT_YET: Final = (
-    "This release's gateway authenticates static tokens only: it does not accept JWTs yet, and has no way to revoke "
-    "one. Both come with a later release; until then these commands serve to prepare and to check tokens."
+SAME: Final = (
+    "The gateway accepts it wherever it has the same JWT_SECRET (or has it as JWT_SECRET_PREVIOUS), JWT_ISSUER, "
+    "JWT_AUDIENCE and JWT_ALGORITHMS as this command's environment."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the token breaks a rule or is none, 2 usage."""
+    """Exit codes: 0 done, 1 the token breaks a rule or is none, 2 usage.
+
+    Of ``revoke`` also: 1 not done, 3 the admin token is missing or wrong, 4 the gateway is out of reach.
+    """
     options = _parser().parse_args(arguments)
+    commands = {"issue": _issue, "inspect": _inspect, "revoke": _revoke}
     try:
-        return _issue(options, os.environ) if options.command == "issue" else _inspect(options, os.environ)
+        return commands[options.command](options, os.environ)
     except ClientFailure as failure:
-        print(f"{NAME}: {failure}", file=sys.stderr)
+        print(f"{NAME}: {printable(str(failure))}", file=sys.stderr)
         return failure.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(NAME, description="Make and look into JWTs for the gateway.", epilog=NOT_YET)
+    parser = argparse.ArgumentParser(NAME, description="Make, look into and revoke tokens of the gateway.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="issue|inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="issue|inspect|revoke")
 
     issue = commands.add_parser(
         "issue",
         help="sign a token with JWT_SECRET",
         description="Sign a token with $JWT_SECRET (or the file $JWT_SECRET_FILE), and print it on stdout.",
-        epilog=NOT_YET,
+        epilog=f"{SAME} It signs with the first one of these algorithms.",
     )
     issue.add_argument("--subject", required=True, metavar="NAME", help="the principal: whom the token speaks for")
     issue.add_argument(
@@ -66,22 +74,50 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="show a token's header and claims, and the rules that it breaks",
-        description="Decode a token without verifying its signature; name every rule of the gateway that it breaks.",
-        epilog=NOT_YET,
+        description="Decode a token and name every rule of the gateway that it breaks. The signature is verified where "
+        "$JWT_SECRET (or the file $JWT_SECRET_FILE) is set. Whether a token was revoked only the gateway knows.",
     )
     inspect.add_argument("token", nargs="?", default="-", help="the token, or - for stdin (default)")
     inspect.add_argument("--json", action="store_true", help="one JSON document")
+
+    revoke = commands.add_parser(
+        "revoke",
+        help="have a running gateway refuse a token from now on",
+        description="Have a running gateway refuse a token, and end the live connections that were opened with it.",
+        epilog="A refresh token or a session id ends its session. --principal ends everything issued to a name so far.",
+    )
+    revoke.add_argument("token", nargs="?", help="the token, or - for stdin; an argument shows in the process list")
+    revoke.add_argument("--jti", metavar="ID", help="instead: the jti of one of the gateway's own tokens")
+    revoke.add_argument("--principal", metavar="NAME", help="instead: whoever bears this name")
+    revoke.add_argument("--json", action="store_true", help="print the gateway's own document")
+    add_options(revoke)
     return parser
+
+
+def _revoke(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    # Bounded, because stdin may be anything.
+    token = sys.stdin.read(1 << 20).strip() if options.token == "-" else options.token  # noqa: S105 - no secret: "stdin"
+    wanted = {"token": token, "jti": options.jti, "principal": options.principal}
+    document = {name: value for name, value in wanted.items() if value is not None}
+    if len(document) != 1 or not all(document.values()):
+        raise UsageError("give a token, --jti or --principal, one of them")
+    reply = find(options, environment, Path.cwd()).post("/admin/v1/tokens/revoke", document)
+    if not 200 <= reply.status < 300:
+        raise ClientFailure(reply.detail)
+    detail = reply.document.get("detail")
+    print(json.dumps(reply.document) if options.json else printable(f"revoked: {detail}" if detail else "revoked"))
+    return 0
 
 
 def _issue(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     policy = _policy(environment)
-    secret = _secret(environment)
+    algorithm = policy.algorithms[0]
+    if algorithm not in MIN_SECRET:
+        raise UsageError(f"$JWT_ALGORITHMS: {algorithm} is none of {', '.join(MIN_SECRET)}")
+    secret = _secret(environment, MIN_SECRET[algorithm])
     lifetime = options.ttl or timedelta(milliseconds=_milliseconds(environment, "JWT_ACCESS_TTL_MS", 900_000))
     if lifetime.total_seconds() > policy.max_ttl:
         raise UsageError(f"--ttl: longer than $JWT_MAX_TTL_MS allows ({policy.max_ttl:g} s)")
-    if "HS256" not in policy.algorithms:
-        raise UsageError("$JWT_ALGORITHMS does not hold HS256, with which this command signs")
     issued = int(time.time())
     claims: dict[str, Any] = {
         "iss": policy.issuer,
@@ -92,9 +128,13 @@ def _issue(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
         "exp": issued + math.ceil(lifetime.total_seconds()),
         "scope": " ".join(options.scope or SCOPES[:2]),
     }
-    if not options.subject.strip():
-        raise UsageError("--subject: a name is needed")
-    token = jwt.encode(claims, secret, algorithm="HS256")
+    try:
+        own_subject(claims)
+    except TokenRefused:
+        raise UsageError(
+            f"--subject: must be a printable name of at most {LONGEST_SUBJECT} letters, without a |"
+        ) from None
+    token = jwt.encode(claims, secret, algorithm=algorithm)
     print(json.dumps({"token": token, "claims": claims}, indent=2) if options.json else token)
     return 0
 
@@ -110,8 +150,13 @@ def _inspect(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         return 1
     header, claims = decoded["header"], decoded["payload"]
     broken = broken_rules(len(text.encode()), header, claims, policy, time.time())
+    has_secret = bool(environment.get("JWT_SECRET") or environment.get("JWT_SECRET_FILE"))
+    refused = _verdict(text, policy, _secret(environment, MIN_SECRET["HS256"]) if has_secret else "")
+    if refused and not broken:
+        broken.append(refused)
+    verified = has_secret and not refused
     if options.json:
-        print(json.dumps({"header": header, "claims": claims, "verified": False, "broken": broken}, indent=2))
+        print(json.dumps({"header": header, "claims": claims, "verified": verified, "broken": broken}, indent=2))
         return 1 if broken else 0
     for title, members in (("header", header), ("claims", claims)):
         print(f"{title}:")
@@ -122,8 +167,27 @@ def _inspect(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     for rule in broken:
         print(printable(f"refused: {rule}"))
     if not broken:
-        print("no rule is broken (the signature was not verified)")
+        print(f"no rule is broken (the signature {'is right' if verified else 'was not verified'})")
     return 1 if broken else 0
+
+
+def _verdict(token: str, policy: JwtPolicy, secret: str) -> str:
+    """Why the gateway would refuse it, as far as can be told without a secret; empty if it wouldn't."""
+    try:
+        if not secret:
+            parse(token)
+            return ""
+        fitting = [
+            algorithm for algorithm in policy.algorithms if len(secret.encode()) >= MIN_SECRET.get(algorithm, 999)
+        ]
+        own = OwnIssuer.of(policy.issuer, policy.audience, [secret], fitting)
+        times = Times(round(policy.leeway * 1000), round(policy.max_ttl * 1000))
+        Verifier(own=own, times=times).verify(token, time.time_ns() // 1_000_000)
+    except TokenRefused as refused:
+        return refused.reason
+    except BadKey as bad:
+        return f"JWT_SECRET: {bad}"
+    return ""
 
 
 def _moment(name: str, value: object) -> str:
@@ -156,8 +220,8 @@ def _milliseconds(environment: Mapping[str, str], name: str, default: int) -> in
     return int(text)
 
 
-def _secret(environment: Mapping[str, str]) -> str:
-    """Never shown, whatever is wrong with it."""
+def _secret(environment: Mapping[str, str], least: int) -> str:
+    """Of at least so many bytes. Never shown, whatever is wrong with it."""
     secret, path = environment.get("JWT_SECRET"), environment.get("JWT_SECRET_FILE")
     if secret and path:
         raise UsageError("JWT_SECRET and JWT_SECRET_FILE are both set")
@@ -168,8 +232,8 @@ def _secret(environment: Mapping[str, str]) -> str:
             raise UsageError(f"$JWT_SECRET_FILE: {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     if not secret:
         raise UsageError("JWT_SECRET is not set; openssl rand -hex 32 makes a good one")
-    if len(secret.encode()) < MIN_SECRET:
-        raise UsageError(f"JWT_SECRET has fewer than {MIN_SECRET} bytes")
+    if len(secret.encode()) < least:
+        raise UsageError(f"JWT_SECRET has fewer than {least} bytes")
     return secret
 
 

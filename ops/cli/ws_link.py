@@ -17,6 +17,7 @@ import wsproto.utilities
 
 from .failure import ClientFailure, LinkClosed, Refused, Unreachable, UsageError
 from .link import CLOSE_GRACE, MAX_MESSAGE
+from .trust import alerted, secure
 
 SUBPROTOCOL: Final = "mcp"
 
@@ -89,10 +90,10 @@ class _Handshaking(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
             data = await self._stream.receive_some(max_bytes)
-        except trio.BrokenResourceError:
-            data = b""
+        except trio.BrokenResourceError as error:
             if self.done:
                 raise
+            raise _EarlyEnd(f"the connection ended during the handshake{alerted(error)}") from None
         if not data and not self.done:
             raise _EarlyEnd("the connection ended during the handshake")
         return data
@@ -158,12 +159,7 @@ async def _upgrade(
     port = url.port or (443 if url.scheme == "wss" else 80)
     stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
     if url.scheme == "wss":
-        context = ssl_context or ssl.create_default_context()
-        stream = tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-        try:
-            await tls.do_handshake()
-        except trio.BrokenResourceError as error:
-            raise ConnectionError(f"TLS: {error.__cause__ or 'the connection ended during the handshake'}") from None
+        stream = await secure(stream, ssl_context or ssl.create_default_context(), host)
     watched = _Handshaking(stream)
     connection = await trio_websocket.wrap_client_stream(
         nursery,

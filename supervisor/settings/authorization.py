@@ -23,6 +23,8 @@ from ipc.authorization import (
     AuthorizationRule,
     Effect,
     TargetKind,
+    applies,
+    speaks_of_list,
 )
 from ipc.globs import ANYTHING, Glob, covers, matches, overlaps, parse
 from ipc.settings import Upstream
@@ -42,8 +44,8 @@ _DOT_SEGMENT: Final = re.compile(r"(?:/|\A)\.\.?(?:/|\Z)")
 
 # An operator's file, not a client's text; still each message may have to be held against each glob.
 _MOST_BYTES: Final = 1 << 20
-_MOST_RULES: Final = 1024
-_MOST_PATTERNS: Final = 4096  # of all rules together
+_MOST_RULES: Final = 512
+_MOST_PATTERNS: Final = 1024  # of all rules together
 _LONGEST_PATTERN: Final = 1024
 
 
@@ -171,7 +173,7 @@ def _rule(policy: Policy, number: int, row: dict[str, Any]) -> AuthorizationRule
         name = f"rule-{number}"
     elif name in _RESERVED:
         policy.wrong(f"{where}, name", f"must not be one of {', '.join(sorted(_RESERVED))}")
-    if "name" in row:
+    if name == row.get("name"):
         where = f"rule {number} ({name})"
     for key in row:
         if key not in _KEYS:
@@ -257,7 +259,7 @@ def _doubts(rules: Sequence[AuthorizationRule], default: Effect, upstreams: Sequ
                     yield f"{where}, upstream", f"{shown('*'.join(glob))} is none of the servers"
         if rule.methods and all(len(glob) == 1 and glob[0] in ALWAYS_ALLOWED for glob in rule.methods):
             yield f"{where}, method", "is always allowed: the rule decides nothing"
-        elif rule.kind and not _can_speak(rule):
+        elif rule.kind and not _uses(rule) and not _lists(rule):
             yield f"{where}, method", f"is none that has a {rule.kind}: the rule decides nothing"
         earlier = next((other for other in rules[: number - 1] if _hides(other, rule)), None)
         if earlier is not None:
@@ -266,25 +268,34 @@ def _doubts(rules: Sequence[AuthorizationRule], default: Effect, upstreams: Sequ
             yield where, f"changes nothing: AUTHORIZATION_DEFAULT={default} says the same, and no later rule differs"
 
 
-def _can_speak(rule: AuthorizationRule) -> bool:
-    assert rule.kind  # noqa: S101 - asked of rules about targets only
-    methods = [*TARGET_METHODS[rule.kind], *(method for method, kind in LIST_METHODS.items() if kind == rule.kind)]
-    return any(matches(glob, method) for glob, method in product(rule.methods or (ANYTHING,), methods))
+def _uses(rule: AuthorizationRule) -> set[str]:
+    """The methods of messages that a rule about targets speaks about."""
+    return {
+        method
+        for kind in _KINDS
+        if kind == rule.kind
+        for method in TARGET_METHODS[kind]
+        if applies(rule.methods, method)
+    }
+
+
+def _lists(rule: AuthorizationRule) -> set[str]:
+    return {method for method in LIST_METHODS if speaks_of_list(rule, method)}
 
 
 def _hides(earlier: AuthorizationRule, later: AuthorizationRule) -> bool:
     """Whether ``earlier`` speaks about everything that ``later`` does."""
     if earlier.kind and (earlier.kind != later.kind or not _all_covered(earlier.targets, later.targets)):
         return False
-    if later.kind and later.effect == "allow" and not earlier.kind and earlier.methods:
-        # It also lets the list of its targets through, of which the other's methods may say nothing.
-        lists = tuple((method,) for method, kind in LIST_METHODS.items() if kind == later.kind)
-        if not _all_covered(earlier.methods, lists):
-            return False
+    if later.kind:
+        methods = all(applies(earlier.methods, method) for method in _uses(later))
+    else:
+        methods = _all_covered(earlier.methods, later.methods)
     return (
-        _all_covered(earlier.principals, later.principals)
+        methods
+        and _all_covered(earlier.principals, later.principals)
         and _all_covered(earlier.upstreams, later.upstreams)
-        and _all_covered(earlier.methods, later.methods)
+        and _lists(later) <= _lists(earlier)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import attrs
 
 from ipc.settings import ANY, Settings
 
-from . import secrets
+from . import secrets, tls_files
 from .problems import Problem
 from .unavailable import ROWS
 from .variables import VARIABLES, Variable
@@ -159,27 +160,17 @@ def _overlap(one: Iterable[str], other: Iterable[str]) -> bool:
 def _tls(subject: Subject) -> Iterator[Finding]:
     settings = subject.settings
     if not settings.ssl_enabled:
+        if settings.ssl_client_auth != "none":
+            yield subject.error("ssl_client_auth", "client certificates come with TLS only, and SSL_ENABLED is false")
         if subject.production:
             yield subject.warning("ssl_enabled", "clients' traffic is in the clear; run it behind a TLS proxy only")
         return
-    if any(row.name == "SSL_ENABLED" for row in ROWS):
-        return  # already refused; asking for certificates as well would only mislead
-    for field in ("ssl_cert_path", "ssl_key_path"):
-        yield from _readable(subject, field, "TLS is on and it is not set")
-    if settings.ssl_client_auth != "none":
-        yield from _readable(subject, "ssl_ca_path", "client certificates are wanted and it is not set")
-
-
-def _readable(subject: Subject, field: str, missing: str) -> Iterator[Finding]:
-    path: str = getattr(subject.settings, field)
-    if not path:
-        yield subject.error(field, missing)
-        return
-    try:
-        with Path(path).open("rb"):
-            return
-    except OSError as error:
-        yield subject.error(field, f"must be a readable file: {error.strerror}")
+    wrong = list(tls_files.errors(settings))
+    for field, what in wrong:
+        yield subject.error(field, what)
+    if not wrong:
+        for field, what in tls_files.warnings(settings, datetime.now(UTC)):
+            yield subject.warning(field, what)
 
 
 def _cors(subject: Subject) -> Iterator[Finding]:

@@ -23,10 +23,10 @@ _MAXIMUM_RUNS = 0.75
 """Share of neighbours that are equal or next to each other in the alphabet (``abcdefg``, ``76543``)."""
 
 _EXAMPLE = re.compile(
-    r"your[-_ ]|change[-_ ]?me|changeit|replace[-_ ]?(me|this|with)|placeholder|example|insert[-_]|<[^<>]*>|\$\{|"
-    r"password|qwertyu|asdfghj"
+    r"(?i:your[-_ ]|change[-_ ]?me|changeit|replace[-_ ]?(?:me|this|with)|placeholder|example|insert[-_]|<[^<>]*>|\$\{|"
+    r"password|qwertyu|asdfghj)|secret|Secret|SECRET"
 )
-"""Nothing that hex or a UUID can hold, and seven letters or more where base64 could (once in 10^11 random values)."""
+"""Nothing that hex or a UUID can hold, and what base64 holds in one of 10^8 random values at most."""
 
 _EXAMPLES = frozenset(
     {

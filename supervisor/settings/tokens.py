@@ -15,6 +15,7 @@ from ipc.settings import Settings
 from .problems import ConfigurationError, Problem
 
 ADMIN_TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
+JWT_SECRET_FILE = "jwt.secret"  # noqa: S105 - a file's name
 _BYTES = 32
 _LONGEST = 4096
 
@@ -45,20 +46,47 @@ def with_admin_token(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, admin_token=read_admin_token(path))
 
 
+def with_state_secrets(settings: Settings) -> Settings:
+    """With what the gateway keeps in its state directory: the admin token, and in development the key of its tokens.
+
+    Raises as ``with_admin_token`` does.
+    """
+    return with_jwt_secret(with_admin_token(settings))
+
+
+def with_jwt_secret(settings: Settings) -> Settings:
+    """In development with ``jwt_secret`` set: as configured, else from ``STATE_DIR/jwt.secret``, made when missing.
+
+    In production a key is configured or there is none. The state directory must exist. Raises as
+    ``with_admin_token`` does.
+    """
+    if settings.jwt_secret or settings.security_profile == "production":
+        return settings
+    path = Path(settings.state_dir) / JWT_SECRET_FILE
+    with suppress(FileExistsError):
+        # Enough for every HMAC algorithm (RFC 7518 §3.2).
+        _create(path, secrets.token_urlsafe(64))
+    return msgspec.structs.replace(settings, jwt_secret=_read(path, "JWT_SECRET"))
+
+
 def read_admin_token(path: Path) -> str:
     """The token in that file. Raises ConfigurationError when others can read it or it holds none, OSError."""
+    return _read(path, "ADMIN_TOKEN")
+
+
+def _read(path: Path, name: str) -> str:
     # O_NONBLOCK: opening must not wait for the other end of something that is no regular file.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _unusable(path, "is no regular file")
+            raise _unusable(name, path, "is no regular file")
         if status.st_mode & 0o077:
-            raise _unusable(path, "can be read by other users: delete it, so that a new one is made")
+            raise _unusable(name, path, "can be read by other users: delete it, so that a new one is made")
         content = file.read(_LONGEST)
     token = content.strip()
     if len(token) < _BYTES or not token.isascii() or not token.decode("ascii").isprintable():
-        raise _unusable(path, "holds no token: delete it, so that a new one is made")
+        raise _unusable(name, path, "holds no token: delete it, so that a new one is made")
     return token.decode("ascii")
 
 
@@ -76,5 +104,5 @@ def _create(path: Path, token: str) -> None:
         temporary.unlink()
 
 
-def _unusable(path: Path, what: str) -> ConfigurationError:
-    return ConfigurationError((Problem("ADMIN_TOKEN", f"file {path}", what),))
+def _unusable(name: str, path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError((Problem(name, f"file {path}", what),))

@@ -24,23 +24,8 @@ class Unavailable:
         return getattr(settings, self.name.lower()) not in self.works
 
 
-_TLS = "TLS listeners are not in this release; put a TLS proxy in front and set SSL_ENABLED=false"
 
 ROWS: tuple[Unavailable, ...] = (
-    Unavailable("SSL_ENABLED", (False,), _TLS),
-    Unavailable("SSL_CLIENT_AUTH", ("none",), f"client certificates: {_TLS}"),
-    Unavailable("IP_BLOCKLIST", ((),), "address lists are not in this release; refuse these in a firewall"),
-    Unavailable("IP_ALLOWLIST", ((),), "address lists are not in this release; it has no effect", refuse=False),
-    Unavailable("PROXY_PROTOCOL", ("off",), "the PROXY protocol is not in this release; set PROXY_PROTOCOL=off"),
-    Unavailable(
-        "TRUSTED_PROXIES",
-        ((),),
-        "forwarded addresses are not in this release; all clients of a proxy count as one address",
-        refuse=False,
-    ),
-    Unavailable(
-        "RATE_LIMIT_METHOD_COSTS", ({},), "costs of methods are not in this release; each message costs 1", refuse=False
-    ),
     Unavailable(
         "MAX_INFLIGHT_BYTES",
         (268_435_456,),

@@ -1,7 +1,7 @@
 """C2SP Wycheproof's vectors for signatures, key sets and both together, against PyJWT as the gateway uses it.
 
-That is: a key bound to one algorithm, a token taken apart by ``actors.policy.jws``. The vectors' payloads are no claims,
-so the claims are not looked at here.
+That is: a key bound to one algorithm, a token taken apart by ``actors.policy.jws``. The vectors' payloads are no
+claims, so claims are not looked at here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load(name: str) -> list[Case]:
     cases = []
     for group in json.loads(path.read_text())["testGroups"]:
         found = group.get("public") or group["private"]
-        keys = found["keys"] if "keys" in found else [found]
+        keys = found.get("keys", [found])
         for test in group["tests"]:
             token = test.get("jws", test.get("jwe"))
             if not isinstance(token, str):

@@ -68,7 +68,7 @@ FRAMING: dict[str, tuple[bytes, int]] = {
     "CL.TE": (ticket("Content-Length: 6", "Transfer-Encoding: chunked", body=b"0\r\n\r\nG"), 400),
     "TE.CL": (ticket("Transfer-Encoding: chunked", "Content-Length: 3", body=b"8\r\nSMUGGLED\r\n0\r\n\r\n"), 400),
     "CL.TE, cased": (ticket("content-length: 6", "tRANSFER-eNCODING: chunked"), 400),
-    "CL.0": (ticket("Content-Length: 43", body=SMUGGLED), 401),
+    "CL.0": (ticket(f"Content-Length: {len(SMUGGLED)}", body=SMUGGLED * 2), 415),
     "TE": (ticket("Transfer-Encoding: chunked", body=b"0\r\n\r\n" + SMUGGLED), 501),
     "TE.TE": (ticket("Transfer-Encoding: chunked", "Transfer-Encoding: x"), 400),
     "TE unknown": (ticket("Transfer-Encoding: xchunked"), 501),
@@ -164,11 +164,41 @@ LINES: dict[str, tuple[bytes, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*FRAMING, *LINES])
+FORM = "Content-Type: application/x-www-form-urlencoded"
+TYPED = "Content-Type: application/json"
+
+
+def posted(body: bytes, *fields: str, path: str = "/auth/refresh", length: int | None = None) -> bytes:
+    """A POST with its body, or with a length that isn't the body's."""
+    return head("POST", path, f"Content-Length: {len(body) if length is None else length}", *fields) + body
+
+
+BODIES: dict[str, tuple[bytes, int]] = {
+    "longer than its length": (posted(b"{}" + SMUGGLED, TYPED, length=2), 400),
+    "a length of 0": (posted(SMUGGLED, TYPED, length=0), 400),
+    "too long": (posted(b"", TYPED, length=65_537), 413),
+    "much too long": (posted(b"{", TYPED, length=999_999_999_999_999), 413),
+    "no type": (posted(b"{}"), 415),
+    "another type": (posted(b"{}", "Content-Type: text/plain"), 415),
+    "a multipart": (posted(b"{}", "Content-Type: multipart/form-data; boundary=x"), 415),
+    "another charset": (posted(b"{}", "Content-Type: application/json; charset=utf-16"), 415),
+    "no JSON": (posted(b"{", TYPED), 400),
+    "JSON of another shape": (posted(b"[]", TYPED), 400),
+    "a number for a text": (posted(b'{"refresh_token":1}', TYPED), 400),
+    "bytes that are no UTF-8": (posted(b'{"refresh_token":"\xff"}', TYPED), 400),
+    "deep JSON": (posted(b'{"a":' + b"[" * 30_000, TYPED), 400),
+    "a field twice": (posted(b"refresh_token=a&refresh_token=b", FORM), 400),
+    "many fields": (posted(b"&".join(b"f%d=1" % number for number in range(100)), FORM), 400),
+    "an unknown token": (posted(b'{"refresh_token":"unknown"}', TYPED), 401),
+    "an unknown token in a form": (posted(b"refresh_token=unknown", FORM), 401),
+}
+
+
+@pytest.mark.parametrize("name", [*FRAMING, *LINES, *BODIES])
 async def test_a_hostile_request_gets_one_answer_and_hurts_nobody(shared_gateway: Any, name: str) -> None:
     """Whatever is sent, in one piece or byte by byte, is answered once with its status; nothing that came behind it
     is taken for a request; and another client's calls go on."""
-    data, status = FRAMING.get(name) or LINES[name]
+    data, status = {**FRAMING, **LINES, **BODIES}[name]
     async with bystander(shared_gateway):
         pieces = [data[index : index + 1] for index in range(min(len(data), 600))] + [data[600:]]
         for parts in ([data], pieces):
@@ -202,6 +232,35 @@ async def test_a_rebound_name_is_refused(shared_gateway: Any, host: str) -> None
             assert answer.status == 403
             assert "Host" in answer.problem()["detail"]
             check_common(answer)
+
+
+async def test_a_body_that_never_ends_is_no_request(shared_gateway: Any) -> None:
+    """The client goes away, in order, in the middle of head or body: nothing is made of the half, nobody notices."""
+    whole = posted(b'{"token":"%s"}' % shared_gateway.ws_token.encode(), TYPED, path="/auth/token")
+    async with bystander(shared_gateway):
+        for cut in (1, 20, len(whole) - 60, len(whole) - 1):
+            with trio.fail_after(60):
+                stream = await trio.open_tcp_stream("127.0.0.1", shared_gateway.ws_port)
+                async with stream:
+                    await stream.send_all(whole[:cut])
+                    await stream.send_eof()
+                    received = await until_end(stream)
+            assert not received or only_answer(received).status in (400, 408), received
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(shared_gateway: Any) -> None:
+    """100 before the body, once; none for a body that will be refused by its head."""
+    body = b'{"refresh_token":"unknown"}'
+    fields = (f"Content-Length: {len(body)}", "Expect: 100-continue")
+    with trio.fail_after(60):
+        stream = await trio.open_tcp_stream("127.0.0.1", shared_gateway.ws_port)
+        async with stream:
+            await stream.send_all(head("POST", "/auth/refresh", TYPED, *fields))
+            assert await stream.receive_some(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await stream.send_all(body)
+            assert only_answer(await until_end(stream)).status == 401
+    for refused, status in (((*fields, "Content-Type: text/plain"), 415), ((fields[1], "Content-Length: 65537"), 413)):
+        assert (await exchange(shared_gateway.ws_port, head("POST", "/auth/refresh", *refused))).status == status
 
 
 # --- methods and paths
@@ -423,7 +482,7 @@ async def test_credentials_only_for_an_origin_listed_by_name(start_gateway: Any)
 
 
 async def test_slow_requests_end_by_the_clock(start_gateway: Any) -> None:
-    """A head that comes byte by byte, one that stops half way, and nothing at all: each is told 408 once
+    """A head or a body that comes byte by byte, a head that stops half way, and nothing at all: each is told 408 once
     HANDSHAKE_TIMEOUT_MS is over, however many there are; beyond WS_MAX_CONNECTIONS it is 503 with Retry-After. Those
     who are in go on being served meanwhile, and the places are free again afterwards."""
     environment = QUIET | {"HANDSHAKE_TIMEOUT_MS": "3000", "WS_MAX_CONNECTIONS": "60"}
@@ -456,6 +515,7 @@ async def test_slow_requests_end_by_the_clock(start_gateway: Any) -> None:
             served += 1
 
     bytewise = [bytes([byte]) for byte in head("GET", "/health", *["X: y"] * 90)]
+    slow_body = [head("POST", "/auth/token", TYPED, "Content-Length: 1000"), *[b" "] * 999]
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(one(gateway)) for one in (ws_client, tcp_client) * 2]
         async with trio.open_nursery() as nursery:
@@ -463,7 +523,7 @@ async def test_slow_requests_end_by_the_clock(start_gateway: Any) -> None:
                 nursery.start_soon(go_on, client)
             async with trio.open_nursery() as attackers:
                 for number in range(90):
-                    parts = (bytewise, [head("GET", "/health")[:-3]], [])[number % 3]
+                    parts = (bytewise, [head("GET", "/health")[:-3]], [], slow_body)[number % 4]
                     attackers.start_soon(slow, parts)
             over.set()
         codes = Counter(answer.status for answer in answers)
@@ -473,7 +533,9 @@ async def test_slow_requests_end_by_the_clock(start_gateway: Any) -> None:
             answer.problem()
             assert (answer.get("retry-after") is not None) is (answer.status == 503)
         assert served > 0
-        assert (await exchange(gateway.ws_port, head("GET", "/health"))).status == 200
+        with trio.fail_after(60):  # a place is free again once the gateway has seen its connection end
+            while (await exchange(gateway.ws_port, head("GET", "/health"))).status != 200:
+                await trio.sleep(0.05)
 
 
 def audit_text(directory: Path) -> str:
@@ -501,3 +563,29 @@ async def test_hostile_requests_leave_their_trace(start_gateway: Any) -> None:
         assert re.search(rf'"reason": ?"{reason}"', audited), reason
     assert secret not in audited
     assert secret not in "".join([*gateway.log, *gateway.out])
+
+
+async def test_a_client_over_its_limit_is_told_so_and_for_how_long(start_gateway: Any) -> None:
+    """Each request shows what is left; past the limit it is 429 with Retry-After, in a form that a listed page reads.
+    The limit is one for both workers, and preflights cost as well: they are requests."""
+    environment = QUIET | CORS | {"RATE_LIMIT_MAX_REQUESTS": "6", "RATE_LIMIT_BURST_REQUESTS": "6"}
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=environment))
+    field = f"Origin: {APP}"
+    requests = [head("GET", "/health", field), head("OPTIONS", "/health", field, *PREFLIGHT)] * 10
+    answers = [await exchange(gateway.ws_port, request) for request in requests]
+    served = [answer for answer in answers if answer.status != 429]
+    assert {answer.status for answer in served} == {200, 204}
+    assert 2 <= len(served) <= 6
+    for answer in answers:
+        left = re.fullmatch(r'"(default|burst)";r=([0-9]+);t=([0-9]+)', str(answer.get("ratelimit")))
+        assert left is not None
+        assert int(left[2]) <= (0 if answer.status == 429 else 5)
+        assert int(left[3]) <= 60
+        assert answer.get("ratelimit-policy") == '"default";q=6;w=60, "burst";q=6;w=1'
+        assert answer.get("access-control-allow-origin") == APP
+        check_common(answer)
+        if answer.status == 429:
+            answer.problem()
+            assert 1 <= int(str(answer.get("retry-after"))) <= 60
+        else:
+            assert answer.get("retry-after") is None

@@ -46,7 +46,33 @@ def test_what_is_issued_verifies_and_breaks_no_rule(capsys: pytest.CaptureFixtur
     assert (claims["sub"], claims["scope"], claims["exp"] - claims["iat"]) == ("alice", "mcp:read", 300)
     assert abs(claims["iat"] - time.time()) < 60
     assert token.main(["inspect", issued]) == 0
-    assert "no rule is broken" in capsys.readouterr().out
+    assert "no rule is broken (the signature is right)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+def test_it_signs_with_the_first_algorithm(
+    algorithm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the gateway itself does; inspect knows whether the signature is right, and whether it could look."""
+    monkeypatch.setenv("JWT_ALGORITHMS", f"{algorithm},HS256")
+    assert token.main(["issue", "--subject", "alice"]) == 0
+    issued = capsys.readouterr().out.strip()
+    assert jwt.get_unverified_header(issued)["alg"] == algorithm
+    assert token.main(["inspect", issued, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is True
+    monkeypatch.setenv("JWT_SECRET", SECRET[::-1])
+    assert token.main(["inspect", issued]) == 1
+    assert "token signature wrong" in capsys.readouterr().out
+    monkeypatch.delenv("JWT_SECRET")
+    assert token.main(["inspect", issued]) == 0
+    assert "was not verified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("subject", [" ", "a|b", "a\nb", "x" * 300])
+def test_a_subject_that_the_gateway_refuses_is_not_signed(subject: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the token is out."""
+    assert token.main(["issue", "--subject", subject]) == 2
+    assert "--subject" in capsys.readouterr().err
 
 
 def test_two_tokens_have_two_ids(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,11 +181,11 @@ def test_wrong_settings_exit_2_without_the_secret(
     assert SECRET not in printed.err
 
 
-def test_the_help_says_that_jwts_are_not_accepted_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody should find out only by a 401."""
-    with pytest.raises(SystemExit):
-        token.main(["issue", "--help"])
-    assert "does not accept JWTs yet" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize("arguments", [[], ["x", "--jti", "y"], ["--jti", "y", "--principal", "z"], [""]])
+def test_exactly_one_thing_is_revoked(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a token, jti or principal, or with several of them, nothing is asked of any gateway."""
+    assert token.main(["revoke", *arguments]) == 2
+    assert "one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,17 @@ def test_a_bare_lf_is_refused_without_waiting_for_the_end() -> None:
         reader.receive(b"\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [(b"SSH-2.0-OpenSSH_9.2\r\n", 400), (b"GET /health\r\n", 400), (b"GET / HTTP/3.0\r\n", 505), (b"\r\n", 400)],
+)
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_line_that_is_no_request_line_is_refused_at_its_end(line: bytes, code: int, step: int) -> None:
+    """Whoever speaks another protocol needs no time-out to learn it; the refusal doesn't depend on what follows."""
+    for rest in (b"", b"X: \0\r\n\r\n", b"Host: h\r\n\r\n"):
+        assert status(line + rest, step) == code
+
+
 def test_a_bare_cr_is_refused_without_waiting_for_the_end() -> None:
     """A CR at the end of a read may still get its LF; what comes instead is refused at once."""
     reader = HeadReader()
@@ -348,6 +359,7 @@ def test_transfer_encoding_is_not_implemented() -> None:
     """501; together with Content-Length it is 400 (RFC 9112 §6.3)."""
     for value in ("chunked", "gzip, chunked", "identity", "xchunked"):
         assert status(head(f"Transfer-Encoding: {value}")) == 501
+        assert status(head(f"Transfer-Encoding: {value}", "Upgrade: websocket")) == 400
         assert status(head(f"Transfer-Encoding: {value}", "Content-Length: 3")) == 400
         assert status(head("Content-Length: 3", f"Transfer-Encoding: {value}")) == 400
 
