@@ -135,6 +135,8 @@ class Dispatch:
         while parked and connection.stage < Stage.CLOSING and not connection.waiting_for:
             if not self._process(connection, parked[0], now):
                 break
+            if not parked:
+                return  # it was the connection's last: there is nothing left of it
             parked.popleft()
         else:
             connection.parked_for = ""
@@ -272,6 +274,7 @@ class Dispatch:
             deadline_ns=0 if stays_open else now + route.timeout_ns,
             limit_ns=now + route.max_timeout_ns,
             size=len(item.raw),
+            probe=not stays_open and route.half_open,
         )
         connection.add_call(call)
         connection.forwarded = True
@@ -353,13 +356,12 @@ class Dispatch:
 
     def leave(self, connection: Connection) -> None:
         """The connection ends: cancel its calls upstream and free what it holds."""
-        connection.parked.clear()
-        connection.parked_for = ""
+        connection.free()
         if connection.grant is not None:
             self.hub.budget.leave(connection.grant.limit_keys)
-        connection.waiting_for = ""
         for call in list(connection.calls.values()):
             connection.end_call(call.number, self.hub.now)
+            self.hub.answers.give_back(connection, call)
             self.hub.answers.completed(connection, call, "client gone", 0)
         if connection.route is not None:
             connection.route.detach(connection.session)

@@ -252,6 +252,8 @@ def _content_length(single: Mapping[bytes, bytes]) -> int:
     if b"transfer-encoding" in single:
         if value is not None:
             raise HttpError(400, "both Transfer-Encoding and Content-Length")
+        if b"upgrade" in single:
+            raise HttpError(400, "an upgrade has no body")
         raise HttpError(501, "Transfer-Encoding is not implemented, use Content-Length")
     if value is None:
         return 0

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 STRANGERS: Final = 8  # messages before authentication that may not be sent then, until the connection is closed
+INTRODUCTIONS: Final = 32  # and those that may: a handshake and some pings, not a flood
 _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
 
 
@@ -41,6 +42,11 @@ class Login:
 
     def before(self, connection: Connection, item: Item) -> None:
         """A message of a connection that is not authenticated."""
+        connection.introductions += 1
+        if connection.introductions > INTRODUCTIONS:
+            connection.send_message(jsonrpc.error_reply(b"null", 401, "authenticate first"))
+            self.hub.close(connection, 3000, "not authenticated")
+            return
         envelope = item.envelope
         if envelope is None:
             self.hub.dispatch.invalid(connection, item)
