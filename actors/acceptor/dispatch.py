@@ -155,6 +155,7 @@ class Dispatch:
                     self.hub.large.validate(connection, item, now)
                 return False
             self._parse(item)
+            connection.introductions += connection.stage is Stage.LOGIN
         envelope = item.envelope
         grant = connection.grant
         if grant is not None:
@@ -165,6 +166,8 @@ class Dispatch:
             item.stamps |= pipeline.PRINCIPAL
         if envelope is not None and envelope.method == "authenticate" and envelope.kind == "request":
             self.hub.login.authenticate(connection, item, envelope)
+            return True
+        if grant is None and self.hub.login.turned_away(connection):
             return True
         if not item.stamps & pipeline.RATE:
             # Whoever isn't authenticated pays from the budget of the address: reconnecting renews nothing.
@@ -261,8 +264,6 @@ class Dispatch:
             item.stamps |= pipeline.CIRCUIT
         pipeline.require(item.stamps)
         number = hub.estate.next_call
-        if not route.forward(connection.session, number, envelope, item.raw, now):
-            return self._wait_for_room(connection, now)
         hub.estate.next_call = number + 1
         call = Call(
             number=number,
@@ -276,7 +277,10 @@ class Dispatch:
             size=len(item.raw),
             probe=not stays_open and route.half_open,
         )
-        connection.add_call(call)
+        connection.add_call(call)  # first: the answer may come before ``forward`` returns
+        if not route.forward(connection.session, number, envelope, item.raw, now):
+            connection.end_call(number, now)
+            return self._wait_for_room(connection, now)
         connection.forwarded = True
         if call.deadline_ns:
             hub.deadlines.by(connection, call.deadline_ns)

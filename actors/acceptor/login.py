@@ -40,13 +40,16 @@ class Login:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
 
+    def turned_away(self, connection: Connection) -> bool:
+        """Whether a connection that isn't authenticated has said too much; it is closed then."""
+        if connection.introductions <= INTRODUCTIONS:
+            return False
+        connection.send_message(jsonrpc.error_reply(b"null", 401, "authenticate first"))
+        self.hub.close(connection, 3000, "not authenticated")
+        return True
+
     def before(self, connection: Connection, item: Item) -> None:
         """A message of a connection that is not authenticated."""
-        connection.introductions += 1
-        if connection.introductions > INTRODUCTIONS:
-            connection.send_message(jsonrpc.error_reply(b"null", 401, "authenticate first"))
-            self.hub.close(connection, 3000, "not authenticated")
-            return
         envelope = item.envelope
         if envelope is None:
             self.hub.dispatch.invalid(connection, item)
