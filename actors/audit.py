@@ -131,6 +131,8 @@ class Audit:
         self.counters.events += len(fresh)
         self.counters.duplicates += len(message.events) - len(fresh)
         for event in fresh:
+            if event.event == "gateway.stopped":  # nothing that came before it may follow it
+                self._settle(self._coalescer.everything())
             if self._coalescer.offer(event, now) is None:
                 self._entry.absorbed.append(event)
                 self.counters.coalesced += 1

@@ -53,6 +53,11 @@ class Listeners:
     def of(self, worker: str) -> tuple[Listening, ...]:
         return tuple(listening for listening in self.all if listening.owner == worker)
 
+    def close_of(self, worker: str) -> None:
+        """That worker will not be replaced: its sockets leave their group, and new connections go to the others'."""
+        for listening in self.of(worker):
+            listening.sock.close()
+
     def close(self) -> None:
         for listening in self.all:
             listening.sock.close()

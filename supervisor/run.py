@@ -204,6 +204,9 @@ def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]
     try:
         return trio.run(Gateway(settings, table, opened, generated).run)
     finally:
+        # All has been stopped; a signal that comes now must not turn the exit code into its own.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
         opened.close()
 
 

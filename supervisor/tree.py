@@ -301,6 +301,9 @@ class WorkerTree:
         self._suspect -= {name}
         if name == self._placement.get("audit"):
             self._audit.restart()
+        if self.draining:
+            # It has accepted its queues empty; what comes now goes to the listeners of those that still drain.
+            self._listeners.close_of(name)
         if member.spec.hosts_children and self._nursery is not None:
             self._nursery.start_soon(self._end_orphans)
         self._engine.exited(name, member.incarnation, how)

@@ -116,6 +116,7 @@ class Answers:
         call = connection.end_call(number, self.hub.now)
         if call is None:
             return
+        self.give_back(connection, call)
         data: dict[str, object] = {"reason": reason}
         if code == 502:
             data["sent"] = sent
@@ -125,6 +126,11 @@ class Answers:
         connection.send_message(jsonrpc.error_reply(call.id, code, message, data))
         self.completed(connection, call, reason, 0)
         self._after_answer(connection)
+
+    def give_back(self, connection: Connection, call: Call) -> None:
+        """The call ended in a way that says nothing of its upstream: another may take its place as a probe."""
+        if call.probe and connection.route is not None:
+            connection.route.give_back()
 
     def lost(self, session: int, reason: str) -> None:
         """The session's own server process is gone, and its state with it."""

@@ -63,6 +63,7 @@ class Call:
     started_ns: int
     deadline_ns: int  # 0: stays open as long as it likes
     limit_ns: int  # progress never moves the deadline past this
+    probe: bool  # it took a permit of a half-open breaker
     size: int
 
 
@@ -117,6 +118,7 @@ class Connection:
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
     login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
     failed_logins: int = 0
+    introductions: int = 0  # messages before authentication, of any kind
     strangers: int = 0  # messages before authentication that nobody may send then
     early_version: str = ""  # initialised before authentication, at this protocol version
 
@@ -161,6 +163,14 @@ class Connection:
     bytes_in: int = 0
     bytes_out: int = 0
 
+    def free(self) -> None:
+        """It takes no more messages: let go of what it holds of them, which may be megabytes."""
+        self.codec = _SPENT
+        self.request = None
+        self.parked.clear()
+        self.parked_for = ""
+        self.waiting_for = ""
+
     def write(self, data: bytes) -> None:
         """Queue bytes; the hub sends them at the end of its turn."""
         self.out.append(data)
@@ -193,6 +203,10 @@ class Connection:
         if self.stage is Stage.CLOSING:
             return not self.eof
         return not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns) and self.stage < Stage.CLOSED
+
+
+_SPENT: Final[Codec] = LineReader(max_line=1)
+"""The codec of every connection that takes no more input: never fed."""
 
 
 def line(raw: bytes) -> bytes:

@@ -139,6 +139,8 @@ class Dispatch:
         while parked and connection.stage < Stage.CLOSING and not connection.waiting_for:
             if not self._process(connection, parked[0], now):
                 break
+            if not parked:
+                return  # it was the connection's last: there is nothing left of it
             parked.popleft()
         else:
             connection.parked_for = ""
@@ -157,6 +159,7 @@ class Dispatch:
                     self.hub.large.validate(connection, item, now)
                 return False
             self._parse(item)
+            connection.introductions += connection.stage is Stage.LOGIN
         envelope = item.envelope
         grant = connection.grant
         if grant is not None:
@@ -166,6 +169,8 @@ class Dispatch:
             item.stamps |= pipeline.PRINCIPAL
         if envelope is not None and envelope.method == "authenticate" and envelope.kind == "request":
             self.hub.login.authenticate(connection, item, envelope)
+            return True
+        if grant is None and self.hub.login.turned_away(connection):
             return True
         if not item.stamps & pipeline.RATE:
             # Whoever isn't authenticated pays from the budget of the address: reconnecting renews nothing.
@@ -269,8 +274,6 @@ class Dispatch:
             item.stamps |= pipeline.CIRCUIT
         pipeline.require(item.stamps)
         number = hub.estate.next_call
-        if not route.forward(connection.session, number, envelope, item.raw, now):
-            return self._wait_for_room(connection, now)
         hub.estate.next_call = number + 1
         call = Call(
             number=number,
@@ -282,8 +285,12 @@ class Dispatch:
             deadline_ns=0 if stays_open else now + route.timeout_ns,
             limit_ns=now + route.max_timeout_ns,
             size=len(item.raw),
+            probe=not stays_open and route.half_open,
         )
-        connection.add_call(call)
+        connection.add_call(call)  # first: the answer may come before ``forward`` returns
+        if not route.forward(connection.session, number, envelope, item.raw, now):
+            connection.end_call(number, now)
+            return self._wait_for_room(connection, now)
         connection.forwarded = True
         if call.deadline_ns:
             hub.deadlines.by(connection, call.deadline_ns)
@@ -363,13 +370,12 @@ class Dispatch:
 
     def leave(self, connection: Connection) -> None:
         """The connection ends: cancel its calls upstream and free what it holds."""
-        connection.parked.clear()
-        connection.parked_for = ""
+        connection.free()
         if connection.grant is not None:
             self.hub.budget.leave(connection.grant.limit_keys)
-        connection.waiting_for = ""
         for call in list(connection.calls.values()):
             connection.end_call(call.number, self.hub.now)
+            self.hub.answers.give_back(connection, call)
             self.hub.answers.completed(connection, call, "client gone", 0)
         if connection.route is not None:
             connection.route.detach(connection.session)

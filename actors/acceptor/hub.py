@@ -51,6 +51,7 @@ from .arrivals import Arrivals
 from .authorising import Authorising
 from .blocklist import Blocklist
 from .budget import Budget
+from .closed_door import drop_everything
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
 from .dispatch import Dispatch
@@ -75,6 +76,7 @@ EVENTS_A_TURN: Final = 512
 ACCEPTS_A_TURN: Final = 64  # per listener, so that a storm of connections doesn't starve the open ones
 TICK_NS: Final = 50_000_000
 UNREAD_SLACK: Final = 1 << 20  # beyond MAX_BUFFER_SIZE: for framing and for saying what was dropped
+LAST_WORDS_NS: Final = 1_000_000_000
 IOV_MAX: Final = 64  # buffers gathered in one send; far below the system's own limit of 1,024
 DESCRIPTOR_PAUSE_NS: Final = 250_000_000  # out of descriptors: leave the queue alone for so long
 IN: Final = select.EPOLLIN
@@ -120,6 +122,7 @@ class Hub:
         self.woken = False
         self.listening: dict[int, Listener] = {}
         self.draining_until_ns = 0
+        self.last_words_until_ns = 0
         self.finished = trio.Event()  # drained, or out of time for it
         self.empty = trio.Event()  # and no connection is left
         self.status: GatewayStatus | None = None
@@ -520,7 +523,9 @@ class Hub:
     def _drain(self, deadline_ns: int) -> None:
         """Refuse what is new, let what is in flight finish, then close everything with 1001."""
         if not self.draining_until_ns:
-            self.draining_until_ns = deadline_ns
+            # The last part of the time is for telling whoever still waits that it is over.
+            self.draining_until_ns = deadline_ns - min(LAST_WORDS_NS, (deadline_ns - self.now) // 4)
+            self.last_words_until_ns = deadline_ns
             log.info("draining: %d connections", len(self.connections))
 
     def _check_drained(self, now: int) -> None:
@@ -537,9 +542,18 @@ class Hub:
                 self.empty.set()
 
     def _stop_listening(self, now: int) -> None:
-        """Accept what is queued (each gets its refusal), and end. The supervisor closes the ports."""
+        """Accept what is queued (each gets its refusal), and end. The supervisor closes the ports.
+
+        From here on the kernel drops what still arrives at these sockets, so that nobody gets into a queue which is
+        then thrown away: a client that tries now tries again in a second, and is refused by the closed port.
+        """
         for listener in list(self.listening.values()):
-            self._accept(listener, IN, now)
+            drop_everything(listener.sock)
+            before = 0
+            while before != self.estate.next_session:
+                before = self.estate.next_session
+                self._accept(listener, IN, now)
+        self._flush_all()
         self.finished.set()
 
     # --- shared by the parts ---------------------------------------------------------------------------------
@@ -637,7 +651,8 @@ class Hub:
 
     async def _end(self, nursery: trio.Nursery) -> None:
         """Give the last bytes a moment to leave, then stop serving."""
-        with trio.move_on_after(LINGER_NS / 1e9):
+        left_ns = self.last_words_until_ns - time.monotonic_ns() - TICK_NS
+        with trio.move_on_after(max(0, min(LINGER_NS, left_ns)) / 1e9):
             await self.empty.wait()
         for connection in list(self.connections.values()):
             self.close_now(connection, "drained")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 STRANGERS: Final = 8  # messages before authentication that may not be sent then, until the connection is closed
+INTRODUCTIONS: Final = 32  # and those that may: a handshake and some pings, not a flood
 _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
 
 
@@ -54,6 +55,14 @@ class Login:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+
+    def turned_away(self, connection: Connection) -> bool:
+        """Whether a connection that isn't authenticated has said too much; it is closed then."""
+        if connection.introductions <= INTRODUCTIONS:
+            return False
+        connection.send_message(jsonrpc.error_reply(b"null", 401, "authenticate first"))
+        self.hub.close(connection, 3000, "not authenticated")
+        return True
 
     def before(self, connection: Connection, item: Item) -> None:
         """A message of a connection that is not authenticated."""

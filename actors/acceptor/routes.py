@@ -62,6 +62,15 @@ class Route(Protocol):
         """0: the breaker lets one call pass now. Otherwise in how many milliseconds to ask again."""
         ...
 
+    @property
+    def half_open(self) -> bool:
+        """Whether the calls that pass now are probes."""
+        ...
+
+    def give_back(self) -> None:
+        """A probe ended without saying anything of the upstream."""
+        ...
+
     def is_open(self) -> bool:
         """Whether the breaker lets nothing pass. What gets no answer is no probe and takes no permit."""
         ...
@@ -119,6 +128,15 @@ class Breakers:
             return PERMIT_RETRY_MS
         self._permits[upstream] = permits - 1
         return 0
+
+    def is_half_open(self, upstream: str) -> bool:
+        circuit = self._circuits.get(upstream)
+        return self._enabled and (circuit is None or circuit.state == "half_open")
+
+    def give_back(self, upstream: str) -> None:
+        """A permit was used by a call that brought no outcome."""
+        if self.is_half_open(upstream):
+            self._permits[upstream] = self._permits.get(upstream, 0) + 1
 
     def describe(self) -> dict[str, str]:
         return {name: circuit.state for name, circuit in self._circuits.items()}
@@ -178,6 +196,13 @@ class BridgeRoute(_Timeouts):
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)
 
+    @property
+    def half_open(self) -> bool:
+        return self._hub.routes.breakers.is_half_open(self._name)
+
+    def give_back(self) -> None:
+        self._hub.routes.breakers.give_back(self._name)
+
     def is_open(self) -> bool:
         return self._hub.routes.breakers.is_open(self._name)
 
@@ -210,6 +235,13 @@ class TcpRoute(_Timeouts):
 
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)
+
+    @property
+    def half_open(self) -> bool:
+        return self._hub.routes.breakers.is_half_open(self._name)
+
+    def give_back(self) -> None:
+        self._hub.routes.breakers.give_back(self._name)
 
     def is_open(self) -> bool:
         return self._hub.routes.breakers.is_open(self._name)

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-_ID = rb'"id"[ \t]{0,8}:[ \t]{0,8}(-?[0-9]{1,20}|"[^"\\\x00-\x1f]{0,128}")[ \t]{0,8}'
-_VERSION = rb'"jsonrpc"[ \t]{0,8}:[ \t]{0,8}"2\.0"[ \t]{0,8}'
-
-# Only where every JSON library puts it: in front of the result, or behind it as the line's end. Both patterns are
-# anchored and without nested repetition: linear whatever the text. A text that merely ends like an answer can name
-# nothing but a call in flight to this very upstream.
-_FIRST = re.compile(rb"[ \t]{0,8}\{[ \t]{0,8}(?:" + _VERSION + rb",[ \t]{0,8})?" + _ID + rb",")
-_LAST = re.compile(rb",[ \t]{0,8}" + _ID + rb"(?:,[ \t]{0,8}" + _VERSION + rb")?\}[ \t\r]{0,8}\Z")
-_LAST_WITHIN = 256
+from actors.policy.answer_id import answer_id
 
 
 def too_large_answer(head: bytes, tail: bytes, length: int) -> bytes | None:
@@ -22,10 +12,10 @@ def too_large_answer(head: bytes, tail: bytes, length: int) -> bytes | None:
         head, tail: the ends of the message.
         length: of the whole, in bytes.
     """
-    found = _FIRST.match(head) or _LAST.search(tail[-_LAST_WITHIN:])
-    if found is None:
+    id_ = answer_id(head, tail)
+    if id_ is None:
         return None
     return (
         b'{"jsonrpc":"2.0","id":%s,"error":{"code":502,"message":"the answer is too large",'
-        b'"data":{"reason":"response_too_large","sent":true,"length":%d}}}' % (found[1], length)
+        b'"data":{"reason":"response_too_large","sent":true,"length":%d}}}' % (id_, length)
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
 
+import pytest
 import trio
 from trio_websocket import ConnectionClosed
 from wire_clients import request, tcp_client, ws_client
@@ -59,6 +60,50 @@ async def test_sigterm_loses_no_answer(start_gateway: Any) -> None:
     assert len(answered) == counts["answered"]
     assert {r["detail"]["outcome"] for r in completed} == {"answered"}
     assert records[-1]["event"] == "gateway.stopped"
+
+
+async def test_the_end_of_the_drain_is_no_silence(start_gateway: Any) -> None:
+    """Calls that outlast DRAIN_TIMEOUT_MS are answered with an error before their connections end, WebSockets with
+    1001; and every newcomer of that time is answered or refused, not reset."""
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=PLENTY | {"DRAIN_TIMEOUT_MS": "2000"}))
+    newcomers: Counter[str] = Counter()
+
+    async def knock() -> None:
+        while True:
+            try:
+                stream = await trio.open_tcp_stream("127.0.0.1", gateway.tcp_port)
+            except OSError:
+                newcomers["refused"] += 1
+                return
+            async with stream:
+                try:
+                    line = await stream.receive_some(4096)
+                    newcomers["answered" if b"draining" in line else f"other {line!r}"] += 1
+                except trio.BrokenResourceError:
+                    newcomers["reset"] += 1
+            await trio.sleep(0.01)
+
+    async with ws_client(gateway) as ws, tcp_client(gateway) as tcp:
+        for client in (ws, tcp):
+            await client.initialize()
+            await client.send(request("tools/call", {"name": "sleep", "arguments": {"seconds": 50}}, id=b"1"))
+            await client.call("ping")
+        gateway.process.send_signal(signal.SIGTERM)
+        while not any("draining" in line for line in gateway.log):
+            await trio.sleep(0.02)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            for client in (ws, tcp):
+                answer = await client.answer_to(b"1")
+                assert answer["error"]["code"] == 503
+                assert answer["error"]["data"]["reason"] == "draining"
+            with pytest.raises(ConnectionClosed) as closed:
+                await ws.next()
+            assert closed.value.reason.code == 1001
+    assert newcomers["refused"] == 1
+    assert newcomers["answered"] > 0
+    assert set(newcomers) == {"refused", "answered"}, newcomers
+    await trio.to_thread.run_sync(gateway.process.wait)
 
 
 async def test_a_second_signal_ends_at_once(start_gateway: Any) -> None:

@@ -177,3 +177,33 @@ async def test_subscriptions_versions_and_levels_share_one_server(start_gateway:
             await client.send(request("ping", {"_meta": MODERN}, id=b'"end"'))
             await client.answer_to(b'"end"')
             assert client.inbox == []
+
+
+async def test_a_tcp_server_is_shared_like_any_other(start_gateway: Any, tmp_path: Path) -> None:
+    """The second client of a worker is answered from what the server said to the first, and at once; when the server
+    goes away its calls are answered with an error, and it is used again when it is back."""
+    port_file = tmp_path / "port"
+    arguments = [sys.executable, str(UPSTREAMS / "two_era.py"), "--tcp", str(port_file)]
+    process = await trio.lowlevel.open_process(arguments)
+    try:
+        while not port_file.exists():
+            await trio.sleep(0.01)
+        servers = {"two": {"url": f"tcp://127.0.0.1:{port_file.read_text().strip()}"}}
+        gateway = await trio.to_thread.run_sync(
+            lambda: start_gateway(servers=servers, environment={"WORKERS": "1", "CIRCUITBREAKER_TIMEOUT": "20000"})
+        )
+        async with tcp_client(gateway) as one, ws_client(gateway) as two, tcp_client(gateway) as three:
+            for client in (one, two, three):
+                assert (await client.initialize("2025-06-18"))["result"]["protocolVersion"] == "2025-06-18"
+            for client in (one, two, three):
+                await client.send(request("test/hold", {"name": "x"}, id=b'"held"'))
+                assert "result" in await client.call("test/state")
+            process.kill()
+            for client in (one, two, three):
+                answer = await client.answer_to(b'"held"')
+                assert (answer["error"]["code"], answer["error"]["data"]["sent"]) == (502, True)
+            down = await one.call("tools/list")
+            assert down["error"]["code"] in (502, 503)
+    finally:
+        process.kill()
+        await process.wait()
