@@ -80,7 +80,7 @@ def _of_another_version(path: Path) -> None:
         database.execute("PRAGMA user_version = 2")
 
 
-def _with_a_torn_page(path: Path) -> None:
+def _with_many_rows(path: Path) -> None:
     rig = Rig(path.parent)
     rig.store.load()
     rig.store.start()
@@ -88,12 +88,32 @@ def _with_a_torn_page(path: Path) -> None:
     rig.store.close()
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _with_a_torn_page(path: Path) -> None:
+    _with_many_rows(path)
     data = bytearray(path.read_bytes())
     data[8192:12288] = b"\xff" * 4096
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [_not_a_database, _of_something_else, _of_another_version, _with_a_torn_page])
+def _that_can_be_read_but_is_inconsistent(path: Path) -> None:
+    _with_many_rows(path)
+    data = bytearray(path.read_bytes())
+    data[36:40] = (7).to_bytes(4, "big")  # the number of free pages (https://www.sqlite.org/fileformat2.html §1.3.9)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _not_a_database,
+        _of_something_else,
+        _of_another_version,
+        _with_a_torn_page,
+        _that_can_be_read_but_is_inconsistent,
+    ],
+)
 def test_what_cant_be_read_is_named_and_left_alone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """Loading raises with the file's name and what to do; not a byte of the file is changed."""
     path = tmp_path / FILE
