@@ -40,6 +40,7 @@ from .effects import (
     log_line,
 )
 from .eras import BATCHING_VERSION, NO_HANDSHAKE, is_open_ended
+from .ghosts import Ghosts
 from .jsonrpc import METHOD_NOT_FOUND, error_reply, flatten, id_key, result_reply, splice
 from .log_levels import LogLevels, is_level, reaches
 from .server_message import UpstreamMessage, negotiated_version, parse_upstream
@@ -154,6 +155,8 @@ class SharedInstance:
         self._held: deque[Held] = deque()
         self._held_bytes = 0
         self._minted = 0
+        self._now = 0  # the latest that was seen
+        self._ghosts = Ghosts()
         self._silence = Silence(probe_timeout_ns)
         self._subscriptions = Subscriptions()
         self._levels = LogLevels()
@@ -272,8 +275,10 @@ class SharedInstance:
             return []
         self._drop_held(lambda held: held.session == session)
         effects: list[Effect] = []
+        self._ghosts.left(session, self._now)
         for minted in known.calls.values():
-            del self._calls[minted]
+            if not self._calls.pop(minted).open_ended:
+                self._ghosts.gave_up(session, self._now)
             effects.append(ToUpstream(own_messages.cancelled(minted, "the client has gone")))
         uris = self._subscriptions.forget(session)
         level = self._levels.forget(session)
@@ -286,6 +291,7 @@ class SharedInstance:
     # --- from clients -------------------------------------------------------------------------------------------
 
     def from_client(self, session: Hashable, call: int, envelope: Envelope, raw: bytes, now: int) -> list[Effect]:
+        self._now = now
         known = self._sessions.get(session)
         if known is None:
             return self._unserved(session, call, envelope, "the session is not attached")
@@ -365,7 +371,9 @@ class SharedInstance:
         minted = known.calls.pop(call, None)
         if minted is None:
             return [Counted("unknown_cancellation")]
-        del self._calls[minted]
+        cancelled = self._calls.pop(minted)
+        if not cancelled.open_ended:
+            self._ghosts.gave_up(cancelled.session, self._now)
         at = envelope.target_at
         return [ToUpstream(flatten(splice(raw, [(at, at + len(envelope.target), minted)])))]
 
@@ -409,7 +417,10 @@ class SharedInstance:
         minted = known.calls.pop(call, None) if known is not None else None
         if minted is None:
             return []
+        self._now = now
         given_up = self._calls.pop(minted)
+        if not given_up.open_ended:
+            self._ghosts.gave_up(session, now)
         effects: list[Effect] = [ToUpstream(own_messages.cancelled(minted, reason))]
         if reason == "timeout" and not given_up.open_ended:
             if self._silence.suspect(given_up.heard):
@@ -468,6 +479,7 @@ class SharedInstance:
     # --- from the upstream --------------------------------------------------------------------------------------
 
     def from_upstream(self, raw: bytes, now: int) -> list[Effect]:
+        self._now = now
         try:
             message = parse_upstream(raw)
         except ValueError as error:
@@ -532,8 +544,9 @@ class SharedInstance:
             return [ToClient(session, 0, False, raw) for session in self._subscriptions.subscribers(message.uri)]
         if self._legacy and method in LIST_CHANGED:
             return [ToClient(session, 0, False, raw) for session, known in self._sessions.items() if known.initialised]
-        if len(self._sessions) == 1:
-            return [ToClient(session, 0, False, raw) for session in self._sessions]
+        only = _only([*self._sessions, *self._ghosts.all(self._now)])
+        if only in self._sessions:
+            return [ToClient(only, 0, False, raw)]
         return [log_line("info", "a notification that belongs to no one client", raw), Counted("unattributed")]
 
     def _cancelled_by_server(self, message: UpstreamMessage, raw: bytes) -> list[Effect]:
@@ -552,14 +565,15 @@ class SharedInstance:
     def _log(self, message: UpstreamMessage, raw: bytes) -> list[Effect]:
         level = message.level if is_level(message.level) else "info"
         if self._legacy:
-            session = _only(call.session for call in self._calls.values() if not call.open_ended)
+            calls = (call.session for call in self._calls.values() if not call.open_ended)
+            session = _only([*calls, *self._ghosts.of_calls(self._now)])
             if session is _Unclear.NOBODY:
-                session = _only(self._sessions)
+                session = _only([*self._sessions, *self._ghosts.all(self._now)])
             passes = session in self._sessions and self._levels.passes(session, level)
         else:
             # Only a request that asked for messages can have caused one (2026-07-28, logging).
             asking = [call for call in self._calls.values() if call.level and not call.open_ended]
-            session = _only(call.session for call in asking)
+            session = _only([*(call.session for call in asking), *self._ghosts.of_calls(self._now)])
             passes = any(reaches(level, call.level) for call in asking)
         if isinstance(session, _Unclear):
             return [log_line(level, "log message", raw), Counted("unattributed")]
