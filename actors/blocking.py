@@ -101,6 +101,7 @@ class Blocking:
         self._acceptors: dict[str, _Told] = {}
         # Key -> what is to be on disk: the block, or None for nothing. What is being written is in ``_writing``.
         self._unwritten: dict[str, Block | None] = {}
+        self._writing: dict[str, Block | None] = {}
         self._to_write = trio.Event()
         self._waiting: list[tuple[Delivery, Done]] = []  # operators' answers, for when ``_unwritten`` is written
         self._said_full = False
@@ -322,6 +323,7 @@ class Blocking:
             await self._to_write.wait()
             self._to_write = trio.Event()
             batch, self._unwritten = self._unwritten, {}
+            self._writing = batch
             waiting, self._waiting = self._waiting, []
             trouble = ""
             try:
@@ -330,6 +332,7 @@ class Blocking:
                 trouble = self._not_written(batch, error)
             else:
                 self._settled(batch)
+            self._writing = {}
             written()
             for delivery, done in waiting:
                 if delivery.wants_reply:
@@ -363,7 +366,7 @@ class Blocking:
             "blocks": len(self.blocks),
             "blocks_remembered": self.blocks.remembered(),
             "blocks_without_room": self.blocks.full,
-            "blocks_unwritten": len(self._unwritten),
+            "blocks_unwritten": len(self._unwritten) + len(self._writing),
             "scored": len(self.scoring),
             "scores_evicted": self.scoring.evicted,
             "offences": self.offences,
@@ -372,9 +375,10 @@ class Blocking:
         }
 
     def close(self) -> None:
-        """Write what is left, on the loop: the actor ends."""
-        if self._unwritten:
-            batch, self._unwritten = self._unwritten, {}
+        """Write what is left, on the loop: the actor ends. What was being written may be written twice, or not yet."""
+        batch = {**self._writing, **self._unwritten}
+        if batch:
+            self._unwritten = {}
             try:
                 self._put(batch)
             except sqlite3.Error as error:

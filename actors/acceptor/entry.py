@@ -449,6 +449,7 @@ class Entry:
         if isinstance(reply, Grant):
             if not self._refused_principal(connection, reply):
                 self.opened(connection, reply, "")
+                self.hub.dispatch.resume(connection)  # what came right behind its TLS handshake
         else:
             self.not_granted(connection, reply)
 

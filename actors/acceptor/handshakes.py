@@ -202,6 +202,7 @@ class Handshakes:
 
     def timed_out(self, connection: Connection) -> None:
         tls = connection.tls
+        self._hub.offence(connection, "handshake")
         self._event(connection, "timeout", "the handshake was not finished" if tls and tls.seen else "no ClientHello")
         self._hub.close_now(connection, "timeout")
 
@@ -232,6 +233,8 @@ class Handshakes:
 
     def _refuse(self, connection: Connection, error: str) -> None:
         self._hub.count("tls_failed")
+        if "ALERT" not in error.upper():  # a client that does not trust our certificate does nothing wrong
+            self._hub.offence(connection, "handshake")
         self._event(connection, "tls", error)
         self._close(connection, "tls")
 
@@ -262,7 +265,7 @@ class Handshakes:
             severity="warning",
             outcome="refused",
             reason=reason,
-            detail={"error": error},
+            rule=error,  # so that like refusals which are merged are alike in this too
         )
 
     def _not_tls(self, connection: Connection, tls: Tls) -> None:

@@ -164,7 +164,8 @@ class Scoring:
         subject.at_ns = max(subject.at_ns, now)
         if record.kind == "auth":
             self._fail(subject, record.count, now)
-        if score >= rule.threshold and not subject.due:
+        # Points are whole: twenty times five in a few seconds are a hundred, although some of it has decayed by then.
+        if round(score) >= rule.threshold and not subject.due:
             subject.due = "threat score"
         self._put(record.key, subject, now)
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import struct
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import gateway as gateways
 import pytest
 import trio
 from test_crashes import kill, tree, until
+from tls_clients import Authority
 from wire_clients import TcpClient, request
 
 from ops.cli import admin
@@ -382,3 +385,52 @@ async def test_a_request_costs_a_message(start_gateway: Any) -> None:
         outcomes = [(await client.call("tools/list")).get("error", {}).get("code", 0) for _ in range(4)]
         assert outcomes == [0, 0, 429, 429]
 
+
+
+@asynccontextmanager
+async def over_tls(port: int, ip: str, before: bytes, context: ssl.SSLContext) -> AsyncIterator[trio.SSLStream[Any]]:
+    async with connected(port, ip) as stream:
+        await stream.send_all(before)
+        tls = trio.SSLStream(stream, context, server_hostname="localhost", https_compatible=True)
+        with trio.fail_after(30):
+            await tls.do_handshake()
+        yield tls
+
+
+async def tls_upgrade(port: int, ip: str, context: ssl.SSLContext, *lines: str, before: bytes = b"") -> int:
+    """The status of an upgrade's answer; 0 when it does not come to a handshake."""
+    try:
+        async with over_tls(port, ip, before, context) as tls:
+            await tls.send_all((UPGRADE + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode())
+            with trio.fail_after(30):
+                return int((await tls.receive_some(65536)).split()[1])
+    except trio.BrokenResourceError:
+        return 0
+
+
+async def test_proxies_in_front_of_tls(start_gateway: Any, tmp_path: Path) -> None:
+    """The PROXY header precedes the TLS handshake, of which not a byte is lost, even in one piece with it; behind a
+    proxy that forwards, a client is known by the request. Who is blocked does not even get a handshake."""
+    certificates = Authority(tmp_path)
+    context = certificates.client()
+    gateway = await start(
+        start_gateway, PROXY_PROTOCOL="required", TRUSTED_PROXIES=PROXY, **certificates.server()
+    )
+    right = f"Authorization: Bearer {gateway.ws_token}"
+    wrong = "Authorization: Bearer wrong"
+    assert await tls_upgrade(gateway.ws_port, PROXY, context, right, before=v2("203.0.113.1")) == 101
+    async with over_tls(gateway.tcp_port, PROXY, v2("203.0.113.1"), context) as tls:
+        client = TcpClient(tls)  # type: ignore[arg-type]
+        assert "result" in await client.call("ping")
+    for _ in range(3):
+        assert await tls_upgrade(gateway.ws_port, PROXY, context, wrong, before=v2("203.0.113.2")) == 401
+    await until(lambda: "203.0.113.2" in blocks(gateway), gateway)
+    assert await tls_upgrade(gateway.ws_port, PROXY, context, right, before=v2("203.0.113.2")) == 0
+    assert await tls_upgrade(gateway.ws_port, PROXY, context, right, before=v2("203.0.113.1")) == 101
+    other = await start(start_gateway, TRUSTED_PROXIES=PROXY, **certificates.server())
+    right = f"Authorization: Bearer {other.ws_token}"
+    for _ in range(3):
+        assert await tls_upgrade(other.ws_port, PROXY, context, wrong, "X-Forwarded-For: 203.0.113.2") == 401
+    await until(lambda: "203.0.113.2" in blocks(other), other)
+    assert await tls_upgrade(other.ws_port, PROXY, context, right, "X-Forwarded-For: 203.0.113.2") == 403
+    assert await tls_upgrade(other.ws_port, PROXY, context, right, "X-Forwarded-For: 203.0.113.1") == 101

@@ -95,10 +95,14 @@ async def test_required_means_nobody_without(start_gateway: Any, authority: Auth
                 context.maximum_version = version
                 for port in (gateway.ws_port, gateway.tcp_port):
                     assert "alert" in (await refused_at_handshake(port, context)).lower()
-        reasons = {e["detail"]["error"] for e in audited(gateway) if e["event"] == "connection.refused"}
-        assert any("expired" in reason for reason in reasons)
-        assert any("certificate verify failed: " in reason for reason in reasons)
-        assert any("did not return" in reason for reason in reasons) == (mode == "required")
+        wanted = ["certificate has expired", "unable to get local issuer certificate"]
+        wanted += ["did not return a certificate"] if mode == "required" else []
+
+        def all_there(gateway: Any = gateway, wanted: list[str] = wanted) -> bool:
+            rules = {e["rule"] for e in audited(gateway) if e["event"] == "connection.refused"}
+            return len(rules) == len(wanted) and all(any(text in rule for rule in rules) for text in wanted)
+
+        await until(all_there, gateway)
         async with tls_tcp_client(gateway, authority.client(common_name="good"), token="") as client:
             await client.initialize()
 
@@ -106,7 +110,7 @@ async def test_required_means_nobody_without(start_gateway: Any, authority: Auth
 async def test_a_live_connection_ends_with_its_certificate(start_gateway: Any, authority: Authority) -> None:
     """A certificate is a credential with an end, also for whoever came in before that."""
     gateway = await start_tls(start_gateway, authority.server(), authority.client_auth("required"))
-    soon = datetime.now(UTC) + timedelta(seconds=4)
+    soon = datetime.now(UTC) + timedelta(seconds=8)
     async with tls_tcp_client(gateway, authority.client(not_after=soon, common_name="brief"), token="") as client:
         await client.initialize()
         with trio.fail_after(30), pytest.raises((EOFError, trio.BrokenResourceError)):

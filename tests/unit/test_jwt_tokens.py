@@ -24,7 +24,7 @@ from jwt_forge import (
 )
 
 from actors.policy.jwks import ALGORITHMS, KeyUnknown, parse_jwks
-from actors.policy.jws import BadKey, Key
+from actors.policy.jws import BadKey, Key, parse
 from actors.policy.jwt_tokens import OutsideIssuer, OwnIssuer, Times, TokenRefused, Verifier
 from actors.policy.strict_json import strict_object
 
@@ -110,6 +110,23 @@ def test_outside_algorithms(algorithm: str, names_it: bool) -> None:
     extra_ec = forge.key_set(forge.jwk(ed_key("x"), "x"), forge.jwk(ec_key("x"), "y"))
     keys = extra if algorithm != "EdDSA" else extra_ec
     assert refusal(verifier(algorithms=others, keys=keys), token) == "token algorithm not allowed"
+
+
+def test_a_key_verifies_with_its_own_algorithm_only() -> None:
+    """RFC 8725 §3.1: both algorithms are allowed and fit the key, and its holder signed with the one it hasn't."""
+    keys = forge.key_set(forge.jwk(rsa_key("served"), "k", alg="RS256"))
+    check = verifier(algorithms=("RS256", "PS256"), keys=keys)
+    token = compact({"alg": "PS256", "kid": "k"}, outside_claims(), forge.rs(rsa_key("served"), pss=True))
+    assert refusal(check, token) == "token algorithm is not the key's"
+    assert refusal(check, forge.outside(rsa_key("served"), "k")) == ""
+
+
+def test_nothing_is_decoded_of_what_is_too_long() -> None:
+    """Not even to find out that it is no token."""
+    with pytest.raises(TokenRefused, match="too long"):
+        parse("!" * 8193)
+    with pytest.raises(TokenRefused, match="malformed"):
+        parse("!" * 8192)
 
 
 def test_the_previous_secret_verifies_only_while_it_is_there() -> None:

@@ -39,6 +39,15 @@ def test_at_the_threshold_and_not_before(kind: Offence, needed: int) -> None:
     assert scoring.due(KEY) == "threat score"
 
 
+def test_a_moments_decay_saves_nobody() -> None:
+    """Twenty malformed messages in two seconds are a hundred points."""
+    scoring = Scoring(ScoringRule())
+    for number in range(20):
+        assert not scoring.due(KEY)
+        offend(scoring, "malformed", number * SECOND // 10)
+    assert scoring.due(KEY)
+
+
 def test_the_score_halves_with_each_half_life() -> None:
     """80 points are 40 after one, 20 after two, and nothing to speak of after a day."""
     scoring = Scoring(ScoringRule())
