@@ -136,14 +136,28 @@ def _moment(record: logging.LogRecord) -> str:
 _current: _Queue | None = None
 
 
+def _standard_error() -> int:
+    """Its descriptor; who started us without one gets no log, and no worker's socket may take its number."""
+    if sys.stderr is not None:
+        return sys.stderr.fileno()
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - it is to stay open
+    return 2
+
+
 def set_up(process: str, level: str, *, as_json: bool) -> None:
     """Log to stderr from now on. ``process`` is what each record is marked with. Calling it again only renames."""
     global _current
     if _current is not None:
         _current.process = process
         return
-    coloured = not as_json and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    _current = _Queue(process, _JsonLines() if as_json else _Plain(coloured=coloured), sys.stderr.fileno())
+    descriptor = _standard_error()
+    coloured = not as_json and os.isatty(descriptor) and not os.environ.get("NO_COLOR")
+    _current = _Queue(process, _JsonLines() if as_json else _Plain(coloured=coloured), descriptor)
     root = logging.getLogger()
     root.handlers[:] = [_current]
     root.setLevel(level.upper())

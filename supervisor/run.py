@@ -62,7 +62,7 @@ class Gateway:
 
     async def run(self) -> int:
         """Until everything has stopped; the exit code."""
-        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
         try:
             with trio.open_signal_receiver(*watched) as signals:
                 async with trio.open_nursery() as nursery:
@@ -205,7 +205,7 @@ def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]
         return trio.run(Gateway(settings, table, opened, generated).run)
     finally:
         # All has been stopped; a signal that comes now must not turn the exit code into its own.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         opened.close()
 

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from actors.policy import jsonrpc
 from actors.policy.client_key import client_key
@@ -546,8 +547,8 @@ def _detail(refused: Refused) -> str:
 
 
 def _upstream_of(path: str) -> str:
-    """``/ws/NAME`` chooses a server; ``/`` and ``/ws`` take the default one."""
-    return path.removeprefix("/ws/") if path.startswith("/ws/") else ""
+    """``/ws/NAME`` (percent-encoded, RFC 3986 §2.1) chooses a server; ``/`` and ``/ws`` take the default one."""
+    return unquote(path.removeprefix("/ws/")) if path.startswith("/ws/") else ""
 
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from .variables import MCP_CONFIG, MCP_UPSTREAM, edit_distance
 
 Kind = Literal["stdio", "tcp", "ws", "http"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}\Z")
-"""One path segment of unreserved characters (RFC 3986 §2.3), which no client has to escape."""
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._~-]{0,62}[A-Za-z0-9._~-])?\Z")
+"""One path segment of unreserved characters (RFC 3986 §2.3), and spaces, which a client sends as ``%20``."""
 
 _REFERENCE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{([^}]*)\}?")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
@@ -148,7 +148,7 @@ def _config(reading: Reading, path: Path) -> tuple[Upstream, ...]:
     for name, server in servers.items():
         where = f"server {name[:64]!a}"
         if not _NAME.match(name):
-            reading.wrong(where, "its name is part of a path, so it may only hold letters, digits and . _ ~ - (64)")
+            reading.wrong(where, "its name is part of a path: letters, digits, spaces and . _ ~ - only (64)")
         if not isinstance(server, dict):
             reading.wrong(where, "must be a JSON object")
             continue

@@ -207,3 +207,17 @@ async def test_a_tcp_server_is_shared_like_any_other(start_gateway: Any, tmp_pat
     finally:
         process.kill()
         await process.wait()
+
+
+async def test_a_server_name_may_hold_spaces(start_gateway: Any) -> None:
+    """As the files of MCP hosts have them: percent-encoded in the path, as it is in ``authenticate``."""
+    servers = {
+        "first": program("silent.py"),
+        "My Server": {"command": sys.executable, "args": ["-P", "-m", "ops.embedded"]},
+    }
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers))
+    async with tcp_client(gateway, server="My Server") as one, ws_client(gateway, server="My%20Server") as two:
+        for client in (one, two):
+            await client.initialize()
+            answer = await client.call("tools/call", {"name": "echo", "arguments": {"text": "x"}})
+            assert answer["result"]["content"][0]["text"] == "x"

@@ -136,7 +136,7 @@ def test_headers_come_through_once_their_transports_are_built(
     assert found == Upstream(name="a", kind="http", url="https://h/mcp", headers={"X-Key": "k"})
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".", "ä", "a" * 65, "a?b", "-a", "%61"])
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".", "ä", "a" * 65, "a?b", "-a", "%61"])
 def test_a_name_that_is_no_path_segment_is_refused(tmp_path: Path, name: str) -> None:
     """It has to work as /ws/NAME."""
     assert "part of a path" in problems(tmp_path, {name: {"command": "true"}})[0]
