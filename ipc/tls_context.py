@@ -133,7 +133,8 @@ def _no_passphrase() -> NoReturn:
 
 def _explain(settings: Settings, error: ssl.SSLError) -> NoReturn:
     """Which of the two files it was. OpenSSL's own words name no path, and may quote what it has read."""
-    if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+    # A key of another algorithm than the certificate's has no place where OpenSSL has put that: "none assigned".
+    if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         raise TlsUnusable("ssl_key_path", "is not the key of the certificate in SSL_CERT_PATH") from None
     if error.reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
         weakness = error.reason.replace("_", " ").lower()

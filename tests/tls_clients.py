@@ -107,7 +107,9 @@ async def connect(port: int, context: ssl.SSLContext, name: str = "localhost") -
 
 
 @asynccontextmanager
-async def tls_tcp_client(gateway: Any, context: ssl.SSLContext, *, token: str | None = None) -> AsyncIterator[TcpClient]:
+async def tls_tcp_client(
+    gateway: Any, context: ssl.SSLContext, *, token: str | None = None
+) -> AsyncIterator[TcpClient]:
     """An authenticated TCP connection; with an empty token nothing is said (a certificate speaks for itself)."""
     async with await connect(gateway.tcp_port, context) as stream:
         client = TcpClient(stream)  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ class Handshakes:
         try:
             self._contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
         except TlsUnusable as error:
-            log.error("the certificates were not reloaded, the old ones stay: %s", error)
+            log.error("the certificates were not reloaded, the old ones stay: %s", error)  # noqa: TRY400 - no fault of ours
             self._record("config.refused", str(error))
         else:
             log.info("new TLS handshakes use the certificates as they are now")
@@ -215,7 +215,7 @@ class Handshakes:
             if connection.stage is Stage.CLOSING:  # ended by an operator, a drain or a fault
                 self._close(connection, "closed")
             return False
-        if tls.ended and not connection.eof and connection.wants_input:
+        if tls.ended and connection.stage < Stage.CLOSING and connection.wants_input:
             hub.post(functools.partial(hub.step, connection, hub.receive, hub.now))
         if connection.stage is not Stage.CLOSING or connection.out or connection.linger_until_ns:
             return True

@@ -231,15 +231,15 @@ class Tls:
         """Everything that can be decrypted now."""
         read = self._object.read
         pieces: list[bytes] = []
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):  # the beginning of a record is left
             while True:
-                pieces.append(read(RECORD))
-                if not self._incoming.pending and not self._object.pending():
+                piece = read(RECORD)
+                if not piece:  # close_notify
+                    self.ended = True
                     break
-        except ssl.SSLWantReadError:
-            pass  # the beginning of a record is left
-        except ssl.SSLZeroReturnError:
-            self.ended = True
+                pieces.append(piece)
+                if not self._incoming.pending:
+                    break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def send(self, sock: socket.socket, out: list[bytes | memoryview]) -> int:

@@ -1,7 +1,7 @@
 """What the configuration knows but this release does not do yet.
 
 A row that refuses is one whose silent absence would open a door or lose data; the others are warned of. Whoever
-builds a feature deletes its rows. Defaults are never refused, except ``SSL_ENABLED`` of the production profile.
+builds a feature deletes its rows. Defaults are never refused.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from trio_websocket import ConnectionClosed
 from wire_clients import CLIENTS, TcpClient, WireClient, request, tcp_client, ws_client
 
 UPSTREAMS = Path(__file__).parent.parent / "upstreams"
+# All clients here share one address: what one does must not get the others blocked, as it otherwise should.
+UNBLOCKED = {"AUTO_BLOCK_ENABLED": "false"}
 DEEP = b"[" * 70 + b"]" * 70
 
 # What is sent, the code, and the raw id of the answer.
@@ -77,7 +79,7 @@ async def test_every_refusal_has_its_code_and_the_own_id(start_gateway: Any, tmp
             "args": [str(UPSTREAMS / "recorder.py"), "--record", str(record)],
         }
     }
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers))
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers, environment=UNBLOCKED))
     async with CLIENTS[transport](gateway) as client:
         for what, (raw, code, id_) in REFUSED.items():
             await client.send(raw)
@@ -95,7 +97,7 @@ async def test_every_refusal_has_its_code_and_the_own_id(start_gateway: Any, tmp
 
 async def test_bytes_that_are_not_utf8(start_gateway: Any) -> None:
     """−32700 on TCP, where the connection goes on; close 1007 on WebSocket."""
-    gateway = await trio.to_thread.run_sync(start_gateway)
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBLOCKED))
     async with undisturbed(gateway):
         async with tcp_client(gateway) as client:
             await client.send(b'{"jsonrpc":"2.0","id":1,"method":"m","params":"\xff"}')
@@ -124,7 +126,7 @@ async def test_bytes_that_are_not_utf8(start_gateway: Any) -> None:
 )
 async def test_malformed_frames_end_their_connection_only(start_gateway: Any, frame: bytes, code: int) -> None:
     """With the close code of RFC 6455 §7.4.1."""
-    gateway = await trio.to_thread.run_sync(start_gateway)
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBLOCKED))
     async with undisturbed(gateway), ws_client(gateway) as client:
         await client.connection._stream.send_all(frame)
         with pytest.raises(ConnectionClosed) as closed:
@@ -134,9 +136,12 @@ async def test_malformed_frames_end_their_connection_only(start_gateway: Any, fr
 
 async def test_hostile_handshakes(start_gateway: Any) -> None:
     """Refused with a status, or cut; two hundred of each leave the gateway as it was."""
-    gateway = await trio.to_thread.run_sync(
-        lambda: start_gateway(environment={"CONNECTION_RATE_LIMIT": "1000000", "HANDSHAKE_TIMEOUT_MS": "1000"})
-    )
+    environment = {
+        "CONNECTION_RATE_LIMIT": "1000000",
+        "HANDSHAKE_TIMEOUT_MS": "1000",
+        "AUTO_BLOCK_ENABLED": "false",  # so that the bystanders, of the same address, can be asked how they are
+    }
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=environment))
     upgrade = (
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -180,7 +185,7 @@ async def test_a_flood_before_authentication_is_limited(start_gateway: Any) -> N
     """What the gateway answers to strangers comes out of the budget of their address, reconnecting renews none of it,
     and a connection that only goes on like that is closed."""
     limits = {"RATE_LIMIT_MAX_REQUESTS": "40", "RATE_LIMIT_BURST_REQUESTS": "40"}
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=limits))
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBLOCKED | limits))
     codes: Counter[int] = Counter()
     for _ in range(2):
         stream = await trio.open_tcp_stream("127.0.0.1", gateway.tcp_port)
@@ -197,7 +202,7 @@ async def test_a_flood_before_authentication_is_limited(start_gateway: Any) -> N
 
 async def test_what_a_closed_connection_held_is_freed(start_gateway: Any) -> None:
     """Unfinished messages of 9 MB on connections that come and go leave nothing in memory."""
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment={"WORKERS": "1"}))
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBLOCKED | {"WORKERS": "1"}))
 
     def resident_mib() -> float:
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in gateway.workers()]
@@ -213,7 +218,7 @@ async def test_what_a_closed_connection_held_is_freed(start_gateway: Any) -> Non
 @pytest.mark.parametrize("transport", list(CLIENTS))
 async def test_too_large(start_gateway: Any, transport: str) -> None:
     """10 MiB and a byte is refused and closed (413, 1009); 10 MiB less a little passes, through the validator."""
-    gateway = await trio.to_thread.run_sync(start_gateway)
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBLOCKED))
     async with undisturbed(gateway), CLIENTS[transport](gateway) as client:
         await client.initialize()
         text = "x" * (10 * 1024 * 1024 - 300)
@@ -246,7 +251,7 @@ async def test_servers_that_misbehave_hurt_only_their_clients(start_gateway: Any
         "silent": program("silent.py"),
         "deaf": program("deaf.py"),
     }
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers))
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers, environment=UNBLOCKED))
     async with undisturbed(gateway, "sound"):
         for server in servers:
             if server == "sound":

@@ -113,9 +113,12 @@ async def test_a_live_connection_ends_with_its_certificate(start_gateway: Any, a
     soon = datetime.now(UTC) + timedelta(seconds=8)
     async with tls_tcp_client(gateway, authority.client(not_after=soon, common_name="brief"), token="") as client:
         await client.initialize()
-        with trio.fail_after(30), pytest.raises((EOFError, trio.BrokenResourceError)):
+        with trio.fail_after(30):
             while True:
-                await client.receive()
+                try:
+                    await client.receive()
+                except (EOFError, trio.BrokenResourceError):
+                    break
 
 
 async def test_certificates_are_replaced_under_live_connections(start_gateway: Any, authority: Authority) -> None:

@@ -14,7 +14,6 @@ from ipc.settings import Settings, Upstream
 from supervisor.settings import (
     ConfigurationError,
     answer,
-    checks,
     dotenv,
     generate_tokens,
     load,
@@ -397,7 +396,7 @@ def test_production_refuses_everything_at_once(tmp_path: Path) -> None:
     environ = {"NODE_ENV": "production", "CORS_ALLOWED_ORIGINS": "*", "CORS_ALLOW_CREDENTIALS": "true"}
     found = problems(tmp_path, environ)
     assert [problem.split(" ")[0] for problem in found] == [
-        "WS_AUTH_TOKEN", "TCP_AUTH_TOKEN", "CORS_ALLOWED_ORIGINS", "SSL_ENABLED",
+        "WS_AUTH_TOKEN", "TCP_AUTH_TOKEN", "CORS_ALLOWED_ORIGINS", "SSL_CERT_PATH", "SSL_KEY_PATH",
     ]  # fmt: skip
 
 
@@ -411,18 +410,6 @@ def test_an_unknown_profile_is_judged_as_production(tmp_path: Path) -> None:
     """A typing error in the profile's name must not loosen anything."""
     found = problems(tmp_path, {"SECURITY_PROFILE": "prodction"})
     assert [problem.split(" ")[0] for problem in found][:3] == ["SECURITY_PROFILE", "WS_AUTH_TOKEN", "TCP_AUTH_TOKEN"]
-
-
-def test_tls_needs_readable_files_once_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule stands ready behind the row that refuses TLS altogether."""
-    [refused] = problems(tmp_path, {"SSL_ENABLED": "true"})
-    assert "not in this release" in refused
-    rows = tuple(row for row in unavailable.ROWS if row.name != "SSL_ENABLED")
-    monkeypatch.setattr(checks, "ROWS", rows)
-    found = problems(tmp_path, {"SSL_ENABLED": "true", "SSL_KEY_PATH": "none.pem"})
-    assert [problem.split(" ")[0] for problem in found] == ["SSL_CERT_PATH", "SSL_KEY_PATH"]
-    (tmp_path / "c.pem").write_text("")
-    assert settings(tmp_path, {"SSL_ENABLED": "true", "SSL_KEY_PATH": "c.pem", "SSL_CERT_PATH": "c.pem"}).hsts_enabled
 
 
 @pytest.mark.parametrize("row", unavailable.ROWS, ids=lambda row: row.name)
