@@ -544,7 +544,7 @@ class SharedInstance:
             return [ToClient(session, 0, False, raw) for session in self._subscriptions.subscribers(message.uri)]
         if self._legacy and method in LIST_CHANGED:
             return [ToClient(session, 0, False, raw) for session, known in self._sessions.items() if known.initialised]
-        only = _only([*self._sessions, *self._ghosts.all(self._now)])
+        only = self._unless(_only(self._sessions), self._ghosts.all(self._now))
         if only in self._sessions:
             return [ToClient(only, 0, False, raw)]
         return [log_line("info", "a notification that belongs to no one client", raw), Counted("unattributed")]
@@ -562,18 +562,24 @@ class SharedInstance:
             edits.sort()
         return [ToClient(call.session, call.number, True, splice(raw, edits))]
 
+    @staticmethod
+    def _unless(session: Hashable, ghosts: Iterable[Hashable]) -> Hashable:
+        """That session, unless one who is gone may be meant as well. Nothing is ever given to a ghost."""
+        return _Unclear.SEVERAL if any(ghost != session for ghost in ghosts) else session
+
     def _log(self, message: UpstreamMessage, raw: bytes) -> list[Effect]:
         level = message.level if is_level(message.level) else "info"
         if self._legacy:
-            calls = (call.session for call in self._calls.values() if not call.open_ended)
-            session = _only([*calls, *self._ghosts.of_calls(self._now)])
+            session = _only(call.session for call in self._calls.values() if not call.open_ended)
             if session is _Unclear.NOBODY:
-                session = _only([*self._sessions, *self._ghosts.all(self._now)])
+                session = self._unless(_only(self._sessions), self._ghosts.all(self._now))
+            else:
+                session = self._unless(session, self._ghosts.of_calls(self._now))
             passes = session in self._sessions and self._levels.passes(session, level)
         else:
             # Only a request that asked for messages can have caused one (2026-07-28, logging).
             asking = [call for call in self._calls.values() if call.level and not call.open_ended]
-            session = _only([*(call.session for call in asking), *self._ghosts.of_calls(self._now)])
+            session = self._unless(_only(call.session for call in asking), self._ghosts.of_calls(self._now))
             passes = any(reaches(level, call.level) for call in asking)
         if isinstance(session, _Unclear):
             return [log_line(level, "log message", raw), Counted("unattributed")]
