@@ -142,15 +142,31 @@ class Breakers:
         return {name: circuit.state for name, circuit in self._circuits.items()}
 
 
-class _Timeouts:
-    """An upstream's timeouts in nanoseconds: its own, or the gateway's."""
+class _ToUpstream:
+    """What both kinds of route share: the upstream's timeouts (its own, or the gateway's) and its breaker."""
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
+        self._hub = hub
+        self._name = upstream.name
+        self.per_session = upstream.instance == "per-session"
         self.timeout_ns = hub.settings.call_timeout_ms(upstream) * 1_000_000
         self.max_timeout_ns = hub.settings.max_call_timeout_ms(upstream) * 1_000_000
 
+    def refused_for(self, now: int) -> int:
+        return self._hub.routes.breakers.refused_for(self._name, now)
 
-class BridgeRoute(_Timeouts):
+    @property
+    def half_open(self) -> bool:
+        return self._hub.routes.breakers.is_half_open(self._name)
+
+    def give_back(self) -> None:
+        self._hub.routes.breakers.give_back(self._name)
+
+    def is_open(self) -> bool:
+        return self._hub.routes.breakers.is_open(self._name)
+
+
+class BridgeRoute(_ToUpstream):
     """To a stdio server, which lives in the bridge worker.
 
     Attaching and detaching go on the control lane, which may overtake data of the same session: a session number is
@@ -159,9 +175,6 @@ class BridgeRoute(_Timeouts):
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         super().__init__(hub, upstream)
-        self._hub = hub
-        self._name = upstream.name
-        self.per_session = upstream.instance == "per-session"
         self._bridge = hub.context.address("bridge")
 
     def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None:
@@ -193,29 +206,13 @@ class BridgeRoute(_Timeouts):
         if self._bridge.incarnation:
             self._bridge.on_room(callback)  # else its coming up resumes whoever waits
 
-    def refused_for(self, now: int) -> int:
-        return self._hub.routes.breakers.refused_for(self._name, now)
 
-    @property
-    def half_open(self) -> bool:
-        return self._hub.routes.breakers.is_half_open(self._name)
-
-    def give_back(self) -> None:
-        self._hub.routes.breakers.give_back(self._name)
-
-    def is_open(self) -> bool:
-        return self._hub.routes.breakers.is_open(self._name)
-
-
-class TcpRoute(_Timeouts):
+class TcpRoute(_ToUpstream):
     """To a TCP server, over sockets in the hub's own epoll."""
 
     def __init__(self, hub: Hub, upstream: Upstream, pool: Pool) -> None:
         super().__init__(hub, upstream)
-        self._hub = hub
-        self._name = upstream.name
         self._pool = pool
-        self.per_session = upstream.instance == "per-session"
 
     def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None:  # noqa: ARG002
         self._pool.attach(session, upstream, version)
@@ -232,19 +229,6 @@ class TcpRoute(_Timeouts):
 
     def on_room(self, callback: Callable[[], None]) -> None:
         callback()
-
-    def refused_for(self, now: int) -> int:
-        return self._hub.routes.breakers.refused_for(self._name, now)
-
-    @property
-    def half_open(self) -> bool:
-        return self._hub.routes.breakers.is_half_open(self._name)
-
-    def give_back(self) -> None:
-        self._hub.routes.breakers.give_back(self._name)
-
-    def is_open(self) -> bool:
-        return self._hub.routes.breakers.is_open(self._name)
 
 
 class PoolOwner:
@@ -263,7 +247,7 @@ class PoolOwner:
 
     def failed(self, session: Hashable, call: int, code: int, reason: str, sent: bool, retry_after_ms: int) -> None:
         assert isinstance(session, int)  # noqa: S101 - what this acceptor attached
-        # Posted: a call may fail before ``forward`` has returned and the call is in its connection's table.
+        # Posted: a call may fail while ``forward`` still runs, in the middle of another step of its connection.
         self._hub.post(functools.partial(self._hub.answers.failed, session, call, code, reason, sent, retry_after_ms))
 
     def lost(self, session: Hashable, reason: str) -> None:
