@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 # Far above what is promised: on a loaded machine a test must not fail for being slow.
 READY_WITHIN = 60.0
+MARK = "portcullis-test-"
 STOPPED_WITHIN = 60.0
 
 # What a test's own process may have set, and what a stdio server is allowed to inherit anyhow.
@@ -164,7 +165,7 @@ def start(
     false it isn't waited for: for tests of a start that fails, with ``process.wait()``. ``program`` is what the
     interpreter runs.
     """
-    mark = f"portcullis-test-{secrets.token_hex(8)}"
+    mark = f"{MARK}{secrets.token_hex(8)}"
     for name in ("tmp", "state", "audit", "work"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     ready_file = directory / "ready.json"
@@ -276,8 +277,9 @@ def marked(mark: str) -> set[int]:
 
 
 def listening(ports: set[int]) -> set[int]:
-    """Which of these TCP ports somebody listens on."""
-    found = set()
+    """Which of these TCP ports somebody listens on, other than a gateway of another test that runs beside this one:
+    a free port is given to whoever asks next."""
+    found: dict[str, int] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             rows = Path(table).read_text().splitlines()[1:]
@@ -285,6 +287,13 @@ def listening(ports: set[int]) -> set[int]:
             continue
         for row in rows:
             fields = row.split()
-            if fields[3] == "0A":  # TCP_LISTEN
-                found.add(int(fields[1].rpartition(":")[2], 16))
-    return found & ports
+            port = int(fields[1].rpartition(":")[2], 16)
+            if fields[3] == "0A" and port in ports:  # TCP_LISTEN
+                found[f"socket:[{fields[9]}]"] = port
+    for pid in marked(MARK) if found else ():
+        try:
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                found.pop(str(link.readlink()), None)
+        except OSError:  # it has ended, or closed that descriptor, in the meantime
+            continue
+    return set(found.values())

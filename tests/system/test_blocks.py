@@ -320,13 +320,14 @@ async def test_the_proxy_protocol_names_the_client(start_gateway: Any) -> None:
 
 
 async def test_messages_before_authentication_and_probes_score(start_gateway: Any) -> None:
-    """Unknown paths and malformed lines from one address add up to a block."""
+    """Unknown paths from one address add up to a block. Offences travel in batches, so a fast client sees the last
+    few of its probes answered before the block is there."""
     gateway = await start(start_gateway)
     codes = []
-    for number in range(60):
-        codes.append(await http(gateway, BAD, head=f"GET /wp-{number} HTTP/1.1\r\nHost: localhost\r\n"))
-        if codes[-1] == 403:
-            break
+    with trio.fail_after(30):
+        while 403 not in codes:
+            head = f"GET /wp-{len(codes)} HTTP/1.1\r\nHost: localhost\r\n"
+            codes.append(await http(gateway, BAD, head=head))
     assert set(codes) == {404, 403}
     assert codes.index(403) >= 19
     assert set(await trio.to_thread.run_sync(blocks, gateway)) == {BAD}
