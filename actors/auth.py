@@ -137,14 +137,14 @@ class Auth:
             identity = self._identify(message.listener, message.scheme, message.credential)
             grant = self.issuing.grant(identity, message.peer_ip)
         except _Failure as failure:
-            return self._fail(message.listener, message.peer_ip, str(failure))
+            return self._fail(message.listener, message.peer_ip, str(failure), message)
         except ValueError:
-            return self._fail(message.listener, message.peer_ip, "bad address")
+            return self._fail(message.listener, message.peer_ip, "bad address", message)
         self.counters.granted += 1
         self.counters.anonymous += message.scheme == "anonymous"
         # The public id: nothing can be presented that is made of it.
         detail: Detail = {"scheme": message.scheme, "session": grant.session}
-        self._record("auth.ok", message.listener, message.peer_ip, detail, principal=grant.principal)
+        self._record("auth.ok", message.listener, message.peer_ip, detail, principal=grant.principal, asked=message)
         return grant
 
     def _identify(self, listener: Literal["ws", "tcp"], scheme: Scheme, credential: str) -> Identity:
@@ -262,9 +262,9 @@ class Auth:
             return self._fail("ws", message.peer_ip, str(failure))
         return Description(self.issuing.show(identity))
 
-    def _fail(self, listener: str, peer_ip: str, failure: str) -> Refused:
+    def _fail(self, listener: str, peer_ip: str, failure: str, asked: Authenticate | None = None) -> Refused:
         self.counters.failed += 1
-        self._record("auth.failed", listener, peer_ip, {}, failure)
+        self._record("auth.failed", listener, peer_ip, {}, failure, asked=asked)
         return Refused("auth")
 
     def _record(
@@ -275,6 +275,7 @@ class Auth:
         detail: Detail,
         failure: str = "",
         principal: str = "",
+        asked: Authenticate | None = None,
     ) -> None:
         self.audit.record(
             AuditEvent(
@@ -282,8 +283,10 @@ class Auth:
                 severity="warning" if failure else "info",
                 outcome="failure" if failure else "success",
                 time_ns=time.time_ns(),
+                connection=asked.connection if asked is not None else "",
                 transport=listener,
                 peer_ip=peer_ip,
+                peer_port=asked.peer_port if asked is not None else 0,
                 principal=principal,
                 reason=failure,
                 detail=detail,

@@ -242,7 +242,8 @@ class Authenticate(Message, frozen=True):
     scheme: Literal["token", "ticket", "certificate", "anonymous"]
     credential: str  # of a certificate: what the acceptor learnt of a verified one (actors.policy.certificate)
     peer_ip: str
-    session: int = 0
+    peer_port: int = 0
+    connection: str = ""  # its public name, for the audit log
 
 
 class Grant(Message, frozen=True):

@@ -17,7 +17,7 @@ WS, TCP = "w" * 32, "t" * 32
 
 
 def _authenticate(listener: Any, scheme: Any, credential: str) -> Authenticate:
-    return Authenticate(listener=listener, scheme=scheme, credential=credential, peer_ip="192.0.2.7")
+    return Authenticate(listener=listener, scheme=scheme, credential=credential, peer_ip="192.0.2.7", connection="0-1f")
 
 
 def _log(tmp_path: Path) -> str:
@@ -124,7 +124,7 @@ async def test_tickets_die_with_auth(tmp_path: Path) -> None:
 
 
 async def test_success_and_failure_are_audited_without_the_credential(tmp_path: Path) -> None:
-    """auth.ok and auth.failed reach the log with the address and the reason, never with what was presented."""
+    """auth.ok and auth.failed name the connection, the address and the reason, never what was presented."""
     async with policy_worker(tmp_path, ws_auth_token=(WS,)) as worker:
         await worker.start("audit", audit.main)
         await worker.start("auth", auth.main)
@@ -133,6 +133,7 @@ async def test_success_and_failure_are_audited_without_the_credential(tmp_path: 
         await eventually(lambda: "auth.failed" in _log(tmp_path))
         text = _log(tmp_path)
         assert "auth.ok" in text
+        assert text.count('"connection":"0-1f"') == 2
         assert '"peer_ip":"192.0.2.7"' in text
         assert '"reason":"unknown token"' in text
         assert WS not in text
