@@ -22,7 +22,7 @@ import trio
 
 from ipc.context import Context
 from ipc.mailbox import Delivery
-from ipc.messages import AuditAck, AuditBatch, AuditEvent, Describe, Description, Drain, Refused
+from ipc.messages import AuditAck, AuditBatch, AuditEvent, Describe, Description, Drain, Refused, ReopenLog
 
 from .alarm import Alarm
 from .audit_log import AuditLog, Entry, lost, sync_and_close
@@ -98,6 +98,8 @@ class Audit:
             message = delivery.message
             if isinstance(message, AuditBatch):
                 self._take(delivery, message, now)
+            elif isinstance(message, ReopenLog):
+                self._look(now)
             elif isinstance(message, Describe):
                 described.append(delivery)
             elif isinstance(message, Drain):

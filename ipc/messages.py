@@ -65,6 +65,10 @@ class ReloadCertificates(Message, frozen=True):
     """The files of the TLS settings have changed, and the new ones are good: use them for handshakes from now on."""
 
 
+class ReopenLog(Message, frozen=True):
+    """The audit log's file was moved (SIGUSR1, as logrotate's postrotate sends it): begin a new one now."""
+
+
 class LinksChanged(Message, frozen=True):
     """``Context.links`` has changed: ``key`` is a new link. Its predecessor's process has gone; it is closed soon."""
 
@@ -595,7 +599,7 @@ class AdminRequest(Message, frozen=True):
 
 
 AnyMessage = (
-    Drain | ListenersChanged | ReloadCertificates | LinksChanged | Describe | Description
+    Drain | ListenersChanged | ReloadCertificates | ReopenLog | LinksChanged | Describe | Description
     | Admit | Admitted | Refused | Released | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport

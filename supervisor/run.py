@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates
+from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates, ReopenLog
 from ipc.settings import Settings
 
 from . import kernel, listeners, logs, ready
@@ -97,6 +97,8 @@ class Gateway:
                 self._stop(number)
             case signal.SIGHUP:
                 log.info("SIGHUP: %s", self._reload().detail)
+            case signal.SIGUSR1:
+                self._tree.tell_all("audit", ReopenLog())
             case _:
                 log.debug("signal %d is ignored", number)
 

@@ -18,7 +18,7 @@ from actors import audit, audit_log
 from actors.audit_ring import AuditRing
 from actors.policy.chain import START, Head, Verification, verify
 from ipc.errors import DeadlineExceeded
-from ipc.messages import AuditAck, AuditBatch, AuditEvent, Refused
+from ipc.messages import AuditAck, AuditBatch, AuditEvent, Refused, ReopenLog
 
 
 def _event(event: str = "call.completed", **fields: Any) -> AuditEvent:
@@ -180,6 +180,19 @@ async def test_a_moved_file_is_left_and_a_new_one_begun(tmp_path: Path) -> None:
         path.rename(path.with_name("security-audit.log.1"))
         await _send(worker, 1, _event(method="b"))
         assert _methods(tmp_path) == ["a", "b"]
+        assert _verify(tmp_path).first_bad is None
+
+
+async def test_it_is_told_of_a_moved_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ReopenLog begins the new file without a record to write, and without waiting for the next look."""
+    monkeypatch.setattr(audit, "_LOOK_NS", 10**18)
+    async with policy_worker(tmp_path) as worker:
+        await worker.start("audit", audit.main)
+        await _send(worker, 0, _event(method="a"))
+        path = _files(tmp_path)[-1]
+        path.rename(path.with_name("security-audit.log.1"))
+        worker.exchange.address("audit").tell(ReopenLog())
+        await eventually(path.exists)
         assert _verify(tmp_path).first_bad is None
 
 
