@@ -22,7 +22,17 @@ import trio
 
 from ipc.context import Context
 from ipc.mailbox import Delivery
-from ipc.messages import AuditAck, AuditBatch, AuditEvent, Describe, Description, Drain, Refused, ReopenLog
+from ipc.messages import (
+    AuditAck,
+    AuditBatch,
+    AuditEvent,
+    Describe,
+    Description,
+    Drain,
+    Refused,
+    ReopenLog,
+    SettingsChanged,
+)
 
 from .alarm import Alarm
 from .audit_log import AuditLog, Entry, lost, sync_and_close
@@ -62,6 +72,7 @@ class Audit:
 
     def __init__(self, context: Context, now: int) -> None:
         settings = context.settings
+        self._context = context
         self.alarm = Alarm()
         self.counters = Counters()
         self.draining = False
@@ -102,6 +113,8 @@ class Audit:
                 self._look(now)
             elif isinstance(message, Describe):
                 described.append(delivery)
+            elif isinstance(message, SettingsChanged):
+                self._context.renew()
             elif isinstance(message, Drain):
                 self.draining = True
             else:

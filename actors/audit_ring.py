@@ -76,7 +76,7 @@ class AuditRing:
         self._address = address
         self._capacity = capacity
         self._high = capacity - capacity // 8
-        self._policy = policy
+        self.policy = policy
         self._clock = clock
         self._coalescer = Coalescer()
         self._waiting: deque[AuditEvent] = deque()
@@ -90,9 +90,9 @@ class AuditRing:
     @property
     def full(self) -> bool:
         """Whether new messages have to be refused for want of an audit."""
-        if self._policy == "drop":
+        if self.policy == "drop":
             return False
-        return len(self._waiting) >= self._high or (self._failing and self._policy == "fail-closed")
+        return len(self._waiting) >= self._high or (self._failing and self.policy == "fail-closed")
 
     def record(self, event: AuditEvent) -> None:
         """Take one event in; never waits, never fails."""

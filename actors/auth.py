@@ -28,6 +28,7 @@ from ipc.messages import (
     IssueTicket,
     Message,
     Refused,
+    SettingsChanged,
     ShowSession,
     Ticket,
 )
@@ -46,6 +47,7 @@ log = logging.getLogger("portcullis.auth")
 _RETRY_MS = 1000
 _TICK_S: Final = 0.25
 _RELOAD_S: Final = 1.0
+_NOBODY: Final = "-"  # stands for no credential
 _MOST_PARKED: Final = 1024  # questions that wait for the keys of the outside issuer
 
 Detail = dict[str, str | int | float | bool]
@@ -79,13 +81,14 @@ class Auth:
 
     def __init__(self, context: Context, audit: AuditRing, store: SessionStore) -> None:
         settings = context.settings
+        self._context = context
         self.settings = settings
         self.audit = audit
         self.tokens = {"ws": StaticTokens(settings.ws_auth_token), "tcp": StaticTokens(settings.tcp_auth_token)}
         self.required = {"ws": settings.ws_auth_enabled, "tcp": settings.tcp_auth_enabled}
         self.tickets = Tickets()
         self.counters = Counters()
-        self.issuing = Issuing(context, audit, store, self._verified)
+        self.issuing = Issuing(context, audit, store, self._verified, self._stands)
         self.verifier = _verifier(context, self.issuing)
         self.keys = key_source(settings, audit, self.verifier.use_keys, self._keys_read)
         self._parked: list[Delivery] = []
@@ -104,6 +107,8 @@ class Auth:
                 self._reply(delivery, self._show(message))
             elif isinstance(message, Describe):
                 self._reply(delivery, Description(self.describe()))
+            elif isinstance(message, SettingsChanged):
+                self._context.renew()
             elif isinstance(message, Drain):
                 self.draining = True
             elif not self.issuing.serve(delivery):
@@ -152,7 +157,7 @@ class Auth:
         if scheme == "anonymous" and not credential:
             if self.required[listener]:
                 raise _Failure("missing")
-            return STATIC
+            return attrs.evolve(STATIC, standing=f"{listener}:{_NOBODY}")
         if not credential:
             raise _Failure("missing")
         presented = digest(credential)
@@ -163,7 +168,7 @@ class Auth:
         if scheme == "certificate":
             return self._of_certificate(credential)
         if self.tokens[listener].matches(presented):
-            return STATIC
+            return attrs.evolve(STATIC, standing=f"{listener}:{presented.hex()}")
         identity = self.issuing.identify(credential)
         if identity is not None:
             return identity
@@ -208,6 +213,15 @@ class Auth:
         if self.issuing.is_over(identity):
             raise _Failure("session over")
         return identity
+
+    def _stands(self, standing: str) -> bool:
+        """Whether the settings still know what let a connection in."""
+        listener, _, presented = standing.partition(":")
+        if listener not in ("ws", "tcp"):
+            return False
+        if presented == _NOBODY:
+            return not self.required[listener]
+        return self.tokens[listener].matches(bytes.fromhex(presented))
 
     def _verified(self, credential: str) -> Identity | None:
         """Of a JWT that would be accepted now. Raises _KeysAwaited, _KeysMissing."""

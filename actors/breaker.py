@@ -32,6 +32,7 @@ from ipc.messages import (
     Message,
     Outcomes,
     ResetBreaker,
+    SettingsChanged,
 )
 from ipc.settings import Settings
 
@@ -139,6 +140,8 @@ class Breaker:
             return self._reset(message)
         elif isinstance(message, Describe):
             return Description(self.describe())
+        elif isinstance(message, SettingsChanged):
+            self.context.renew()
         elif isinstance(message, Drain):
             self.draining = True
         else:

@@ -83,6 +83,7 @@ class Issuing:
         audit: AuditRing,
         store: SessionStore,
         verify: Callable[[str], Identity | None],
+        stands: Callable[[str], bool],
     ) -> None:
         settings = context.settings
         self.settings = settings
@@ -90,6 +91,7 @@ class Issuing:
         self._audit = audit
         self._store = store
         self._verify = verify
+        self._stands = stands
         keys = session_key(settings.session_secret, settings.jwt_secret), session_key("", settings.jwt_secret_previous)
         self._keys = [key for key in keys if key]
         self._limits = Limits(
@@ -189,6 +191,7 @@ class Issuing:
             family=identity.family,
             tokens=identity.tokens,
             issued_ms=(identity.issued_ms or _wall_ms()) if identity.principal else 0,
+            standing=identity.standing,
         )
 
     def _identity(self, session: Session) -> Identity:
@@ -432,8 +435,9 @@ class Issuing:
         now = _wall_ms()
         return [
             connection
-            for connection, family, tokens, principal, issued_ms in message.grants
-            if (family and self.sessions.find(family, now) is None)
+            for connection, family, tokens, principal, issued_ms, standing in message.grants
+            if (standing and not self._stands(standing))
+            or (family and self.sessions.find(family, now) is None)
             or self.sessions.is_revoked(tokens, principal if not family else "", issued_ms)
         ]
 

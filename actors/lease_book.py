@@ -83,13 +83,12 @@ class LeaseBook:
 
     Args:
       acceptor: the actor's name, as the limiter knows it.
-      enabled: False spends without limit and never asks.
       capacity: how many clients are tracked at most; past it, new ones are told to try again later.
     """
 
-    def __init__(self, acceptor: str, *, enabled: bool = True, capacity: int = 65_536) -> None:
+    def __init__(self, acceptor: str, *, capacity: int = 65_536) -> None:
         self._acceptor = acceptor
-        self._enabled = enabled
+        self.enabled = True  # False spends without limit and never asks
         self._capacity = capacity
         self._budgets: dict[Keys, _Budget] = {}
         self._events: list[tuple[int, int, _Held | _Budget]] = []  # heap: (when, order, what)
@@ -102,7 +101,7 @@ class LeaseBook:
 
     def take(self, keys: Keys, now: int, cost: int = 1) -> bool:
         """Spend ``cost`` units, all or none."""
-        if not self._enabled:
+        if not self.enabled:
             self._taken += cost
             return True
         budget = self._budgets.get(keys)
@@ -141,6 +140,11 @@ class LeaseBook:
         reset_ms = max(0, math.ceil((budget.more_at_ns - now) / 1e6))
         return Outlook(budget.remaining + here, reset_ms, budget.burst)
 
+    def pardon(self) -> None:
+        """Forget who is over the limit, and since when: the limits have changed."""
+        for budget in self._budgets.values():
+            budget.exhausted_until_ns = 0
+
     # --- questions to the limiter and its answers
 
     def want(self, keys: Keys, now: int, parked: int = 0, least: int = 1) -> LeaseRequest | None:
@@ -155,7 +159,7 @@ class LeaseBook:
         """
         budget = self._budgets.get(keys)
         if budget is None:
-            if not parked or not self._enabled or len(self._budgets) >= self._capacity:
+            if not parked or not self.enabled or len(self._budgets) >= self._capacity:
                 return None
             budget = self._budgets[keys] = _Budget(keys)
         if budget.asking or now < budget.exhausted_until_ns:

@@ -43,6 +43,7 @@ from ipc.messages import (
     Refused,
     Released,
     Resync,
+    SettingsChanged,
     UnblockClient,
 )
 from ipc.settings import Settings
@@ -233,6 +234,8 @@ class Limiter:
                 self._answer(delivery, answer)
         elif isinstance(message, Describe):
             self._answer(delivery, Description(self.describe()))
+        elif isinstance(message, SettingsChanged):
+            self.context.renew()
         elif isinstance(message, Drain):
             self.draining = True
         else:

@@ -20,7 +20,7 @@ from actors.policy.jsonrpc import INVALID_REQUEST, Refusal, parse_client
 from ipc.context import Context
 from ipc.errors import MalformedFrame
 from ipc.fdpass import DescriptorLink
-from ipc.messages import Describe, Description, Drain, Invalid, LinksChanged, Valid, Validate
+from ipc.messages import Describe, Description, Drain, Invalid, LinksChanged, SettingsChanged, Valid, Validate
 
 log = logging.getLogger("portcullis.validator")
 
@@ -159,6 +159,8 @@ async def main(context: Context) -> None:
                     serve_new()
                 elif isinstance(delivery.message, Describe) and delivery.wants_reply:
                     delivery.reply(validator.describe())
+                elif isinstance(delivery.message, SettingsChanged):
+                    context.renew()
                 elif isinstance(delivery.message, Drain):
                     nursery.cancel_scope.cancel()
                     return

@@ -29,7 +29,8 @@ class Context:
 
     ``name`` is the actor's own (``acceptor.0``, ``limiter``). ``keep`` outlives the incarnation but not the worker
     process: what a restarted actor of the same name finds again. ``listeners`` changes when the supervisor hands
-    listeners over (a ListenersChanged message follows each change).
+    listeners over (a ListenersChanged message follows each change), ``settings`` when the configuration is read anew
+    (SettingsChanged).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Context:
     address: Callable[[str], Address]  # by actor name; the same object for the life of the worker
     peers: Callable[[str], tuple[str, ...]]  # names of all actors of that kind ("acceptor" -> acceptor.0, acceptor.1)
     ready: Callable[[], None]  # to be called once: the next child is started only then
+    renew: Callable[[], None]  # have this actor drained and started anew, in order: no failure
     keep: dict[str, Any] = attrs.field(factory=dict)
     listeners: list[Listener] = attrs.field(factory=list)
     links: dict[str, DescriptorLink] = attrs.field(factory=dict)  # SEQPACKET links by peer worker's name

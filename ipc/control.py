@@ -36,7 +36,7 @@ class ActorSpec(msgspec.Struct, frozen=True, array_like=True):
     target: str
     stage: int = 0
     listens: tuple[Literal["ws", "tcp", "health"], ...] = ()
-    start_ms: int = 10_000
+    start_ms: int = 20_000
     stop_ms: int = 2_000
 
 
@@ -175,6 +175,12 @@ class Withdraw(ControlMessage, frozen=True):
     listeners: tuple[int, ...]
 
 
+class Configure(ControlMessage, frozen=True):
+    """These settings take the place of the assignment's."""
+
+    settings: Settings
+
+
 class Post(ControlMessage, frozen=True):
     """Give this to a local actor. ``id`` is 0 when no answer is wanted."""
 
@@ -197,4 +203,4 @@ class Stop(ControlMessage, frozen=True):
 
 
 FromWorker = Hello | Ready | ActorStates | ActorEvent | PeerBroken | Failing | Stopped | Asked | Answered
-ToWorker = Assign | Connect | Adopt | Withdraw | Post | Reply | Stop
+ToWorker = Assign | Connect | Adopt | Withdraw | Configure | Post | Reply | Stop

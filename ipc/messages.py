@@ -65,6 +65,10 @@ class ReloadCertificates(Message, frozen=True):
     """The files of the TLS settings have changed, and the new ones are good: use them for handshakes from now on."""
 
 
+class SettingsChanged(Message, frozen=True):
+    """``Context.settings`` has changed: go by the new ones from now on, or ask to be renewed."""
+
+
 class ReopenLog(Message, frozen=True):
     """The audit log's file was moved (SIGUSR1, as logrotate's postrotate sends it): begin a new one now."""
 
@@ -267,6 +271,7 @@ class Grant(Message, frozen=True):
     family: str = ""  # the issued session that it belongs to (equal to ``session`` then); empty for one of its own
     tokens: tuple[str, ...] = ()  # the names under which the credential itself can be revoked
     issued_ms: int = 0  # wall clock: when the credential was issued; 0 when it says nothing of that
+    standing: str = ""  # what of the settings it rests on alone: a digest; without it there, the grant is over
 
 
 class IssueTicket(Message, frozen=True):
@@ -297,10 +302,10 @@ class Revoked(Message, frozen=True):
 
 class Revalidate(Message, frozen=True):
     """An acceptor's live grants, asked of each new incarnation of auth, and for a grant that a revocation may have
-    overtaken: (connection's session, family, tokens, principal, issued_ms). Answered with Lapsed."""
+    overtaken: (connection's session, family, tokens, principal, issued_ms, standing). Answered with Lapsed."""
 
     acceptor: str
-    grants: list[tuple[int, str, tuple[str, ...], str, int]]
+    grants: list[tuple[int, str, tuple[str, ...], str, int, str]]
 
 
 class Lapsed(Message, frozen=True):
@@ -599,7 +604,7 @@ class AdminRequest(Message, frozen=True):
 
 
 AnyMessage = (
-    Drain | ListenersChanged | ReloadCertificates | ReopenLog | LinksChanged | Describe | Description
+    Drain | ListenersChanged | ReloadCertificates | SettingsChanged | ReopenLog | LinksChanged | Describe | Description
     | Admit | Admitted | Refused | Released | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport

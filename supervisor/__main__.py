@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     # Only now: modules below import what other systems don't have.
     from . import run, specs
+    from .settings.load import load
     from .settings.problems import ConfigurationError
     from .settings.show import answer, problems_text
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(answered, int):
         return answered
     try:
-        return run.production(answered, specs.production)
+        environ, directory = dict(os.environ), Path.cwd()
+        return run.production(lambda: load(argv, environ, directory), answered, specs.production)
     except ConfigurationError as error:
         print(problems_text(error), file=sys.stderr)  # noqa: T201 - it is the answer, not an event
         return error.exit_code

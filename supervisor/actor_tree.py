@@ -16,7 +16,7 @@ from ipc.errors import ActorDown, MailboxFull
 from ipc.exchange import Exchange
 from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Mailbox
-from ipc.messages import Drain, Message
+from ipc.messages import Drain, Message, SettingsChanged
 from ipc.settings import Settings
 
 from .engine import Engine
@@ -30,6 +30,7 @@ from .strategy import (
     Escalate,
     Kill,
     Plan,
+    Renew,
     Start,
     Stop,
     StopAll,
@@ -130,6 +131,13 @@ class ActorTree:
         self.engine.post(StopAll())
         self._tell_states()
 
+    def configure(self, settings: Settings) -> None:
+        """Every actor that runs is told; one that starts later starts with them."""
+        self._settings = settings
+        for name, running in self._running.items():
+            running.context.settings = settings
+            self.tell(name, SettingsChanged())
+
     def tell(self, actor: str, message: Message) -> None:
         """To a local actor, if it is up: one that starts later finds what the message is about in its context."""
         try:
@@ -186,6 +194,7 @@ class ActorTree:
             address=self._address,
             peers=self._exchange.peers,
             ready=lambda: self._ready(spec.name, number),
+            renew=lambda: self._renew(spec.name, number),
             keep=self._resources.keep[spec.name],
             listeners=self._resources.listeners[spec.name],
             links=self._resources.links[spec.name],
@@ -199,6 +208,10 @@ class ActorTree:
     def _ready(self, name: str, number: int) -> None:
         self.engine.post(Up(name, number))
         self._tell_states()
+
+    def _renew(self, name: str, number: int) -> None:
+        if self.engine.state.child(name).incarnation == number:
+            self.engine.post(Renew(name))
 
     def _stop(self, name: str, number: int, deadline_ns: int) -> None:
         running = self._running.get(name)

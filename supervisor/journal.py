@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Journal:
     The ring holds ``first`` … ``first + len - 1``; of these, the ones before ``_sent`` are on their way.
     """
 
-    source: str = "supervisor"
+    source: str = attrs.field(factory=lambda: f"supervisor~{secrets.token_hex(4)}")  # of this run: numbers start anew
     capacity: int = _CAPACITY
     first: int = 0
     lost: int = 0
@@ -91,12 +92,16 @@ class Journal:
 
 @attrs.define(eq=False)
 class AuditFeed:
-    """Brings the journal to the audit actor. ``post`` sends a batch under an id; False: the actor is away."""
+    """Brings the journal to the audit actor. ``post`` sends a batch under an id; False: the actor is away.
+
+    One batch is on its way at a time: of two, the first might be lost and the second taken, and what is sent again
+    would then look like what the log has already. Only at the end there is no time for that (``hurry``).
+    """
 
     _post: Callable[[int, AuditBatch], bool]
     journal: Journal = attrs.field(factory=Journal)
     _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
-    _unacked: set[int] = attrs.field(factory=set)  # ids of batches on their way
+    _under_way: set[int] = attrs.field(factory=set)  # ids of the batches that are
 
     def record(
         self, event: str, severity: Severity, outcome: Outcome, *, reason: str = "", detail: Details | None = None
@@ -104,32 +109,32 @@ class AuditFeed:
         self.journal.add(event, severity, outcome, reason=reason, detail=detail)
         self.feed()
 
-    def feed(self) -> None:
-        """Send what was not sent yet."""
-        while (batch := self.journal.next_batch()) is not None:
+    def feed(self, *, hurry: bool = False) -> None:
+        """Send what was not sent yet, unless something is under way."""
+        while (hurry or not self._under_way) and (batch := self.journal.next_batch()) is not None:
             number = next(self._ids)
-            self._unacked.add(number)
+            self._under_way.add(number)
             if not self._post(number, batch):
                 self.restart()
                 return
 
     def restart(self) -> None:
         """The actor is another one now, or away: what was not acked will be sent again."""
-        self._unacked.clear()
+        self._under_way.clear()
         self.journal.rewind()
 
     def retry(self) -> None:
         """To be called now and then: after an answer that was none."""
-        if not self._unacked:
-            self.feed()
+        self.feed()
 
     def answered(self, number: int, answer: AnyMessage | None, reason: str) -> None:
         """To the batch of that id. One to an actor before the last restart is ignored."""
-        if number not in self._unacked:
+        if number not in self._under_way:
             return
-        self._unacked.discard(number)
+        self._under_way.discard(number)
         if isinstance(answer, AuditAck):
             self.journal.acked(answer.upto)
+            self.feed()
         else:
             log.warning("audit did not take the supervisor's events: %s", reason or answer)
             self.restart()

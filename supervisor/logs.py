@@ -158,10 +158,15 @@ def set_up(process: str, level: str, *, as_json: bool) -> None:
     descriptor = _standard_error()
     coloured = not as_json and os.isatty(descriptor) and not os.environ.get("NO_COLOR")
     _current = _Queue(process, _JsonLines() if as_json else _Plain(coloured=coloured), descriptor)
-    root = logging.getLogger()
-    root.handlers[:] = [_current]
-    root.setLevel(level.upper())
+    logging.getLogger().handlers[:] = [_current]
+    set_level(level)
     logging.captureWarnings(capture=True)
+
+
+def set_level(level: str) -> None:
+    """Log from this level on."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
     # trio and the h11 family are fine at any level; asyncio-style chatter of libraries below warning is not ours.
     for noisy in ("trio", "trio-websocket", "jwt"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

@@ -8,17 +8,18 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from datetime import UTC, datetime
 from pathlib import Path
 
+import attrs
 import trio
 
 from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates, ReopenLog
 from ipc.settings import Settings
 
-from . import kernel, listeners, logs, ready
-from .settings import tls_files
+from . import kernel, listeners, logs, ready, reload
+from .journal import Details
 from .settings.load import Loaded
+from .settings.problems import ConfigurationError
 from .settings.show import gateway_version
 from .settings.tokens import generate_tokens, with_state_secrets
 from .spawn import Spawner
@@ -41,11 +42,17 @@ class Gateway:
     """The supervisor's own part: what signals and operators ask for, and what is said at the start and the end."""
 
     def __init__(
-        self, settings: Settings, table: SpecTable, opened: listeners.Listeners, generated: Collection[str]
+        self,
+        settings: Settings,
+        table: SpecTable,
+        opened: listeners.Listeners,
+        generated: Collection[str],
+        source: Source,
     ) -> None:
         self._settings = settings
         self._opened = opened
         self._generated = generated
+        self._source = source
         self._stops = 0
         self._signal = 0
         self._spawner = Spawner(
@@ -113,19 +120,35 @@ class Gateway:
             self._tree.kill()
 
     def _reload(self) -> Done:
-        """Have the acceptors take the certificates as they are on disk now, if TLS can be served with them."""
-        if not self._settings.ssl_enabled:
-            return Done(ok=False, detail="this release reloads certificates only, and TLS is off; restart the gateway")
-        wrong = [f"{field.upper()}: {what}" for field, what in tls_files.errors(self._settings)]
-        if wrong:
-            log.error("the certificates were not reloaded, the old ones stay: %s", "; ".join(wrong))
-            self._tree.record("config.refused", "error", "failure", reason="; ".join(wrong))
-            return Done(ok=False, detail="; ".join(wrong))
-        for field, what in tls_files.warnings(self._settings, datetime.now(UTC)):
-            log.warning("%s %s", field.upper(), what)
-        self._tree.tell_all("acceptor", ReloadCertificates())
-        self._tree.record("config.reloaded", "info", "success", detail={"what": "certificates"})
-        return Done(ok=True, detail="certificates reloaded; other settings need a restart")
+        """Read the configuration and the certificates anew; whatever is wrong with any of it leaves all as it is."""
+        try:
+            loaded = self._source.read()
+            change = reload.changes(self._settings, loaded, self._generated, self._source.complete)
+        except ConfigurationError as error:
+            wrong = "; ".join(map(str, error.problems))
+        except OSError as error:
+            wrong = str(error)
+        else:
+            return self._take(loaded, change)
+        log.error("the configuration was not reloaded, the old one stays: %s", wrong)
+        self._tree.record("config.refused", "error", "failure", reason=wrong[:1000])
+        return Done(ok=False, detail=wrong)
+
+    def _take(self, loaded: Loaded, change: reload.Change) -> Done:
+        for warning in loaded.warnings:
+            log.warning("configuration: %s", warning)
+        made_up = change.generated - set(self._generated)
+        self._settings, self._generated = change.settings, change.generated
+        logs.set_level(self._settings.log_level)
+        self._tree.configure(self._settings)
+        if self._settings.ssl_enabled:
+            self._tree.tell_all("acceptor", ReloadCertificates())
+        detail: Details = {"changed": ", ".join(change.changed), "kept": ", ".join(change.kept)}
+        self._tree.record("config.reloaded", "info", "success", detail=detail)
+        if made_up:
+            print(ready.banner(self._settings, self._opened.ports, made_up), file=sys.stderr, flush=True)  # noqa: T201
+        said = f"changed: {detail['changed'] or 'nothing'}"
+        return Done(ok=True, detail=f"{said}; these need a restart: {detail['kept']}" if change.kept else said)
 
     def _answer(self, message: AnyMessage) -> AnyMessage:
         """What an actor wants of the supervisor."""
@@ -153,17 +176,30 @@ class Gateway:
             await trio.to_thread.run_sync(_print, text)
 
 
+@attrs.frozen
+class Source:
+    """Where the settings come from: ``read`` raises ConfigurationError for a configuration that would not start, and
+    ``complete`` adds what only the locked state directory can tell; it may raise ConfigurationError and OSError."""
+
+    read: Callable[[], Loaded]
+    complete: Callable[[Settings], Settings] = lambda settings: settings
+
+
 def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def production(loaded: Loaded, table_of: Callable[[Settings], SpecTable]) -> int:
-    """Run the gateway that was configured. Raises ConfigurationError for what shows only with the state at hand."""
+def production(read: Callable[[], Loaded], loaded: Loaded, table_of: Callable[[Settings], SpecTable]) -> int:
+    """Run the gateway that was configured; ``read`` reads the same configuration anew.
+
+    Raises ConfigurationError for what shows only with the state at hand.
+    """
     settings = generate_tokens(loaded.settings)
     tokens = ("ws_auth_token", "tcp_auth_token")
     generated = [field for field in tokens if getattr(settings, field) != getattr(loaded.settings, field)]
     warnings = [str(warning) for warning in loaded.warnings]
-    return run(settings, table_of(settings), generated=generated, warnings=warnings, complete=with_state_secrets)
+    source = Source(read, with_state_secrets)
+    return run(settings, table_of(settings), generated=generated, warnings=warnings, source=source)
 
 
 def run(
@@ -172,14 +208,14 @@ def run(
     *,
     generated: Collection[str] = (),
     warnings: Collection[str] = (),
-    complete: Callable[[Settings], Settings] = lambda settings: settings,
+    source: Source | None = None,
 ) -> int:
     """Run a gateway in this process, from its main thread. Returns the exit code; what went wrong is logged.
 
     Args:
         generated: names of those settings whose values were made up for this run.
         warnings: of the configuration, for the log.
-        complete: adds to the settings what only the locked state directory can tell. May raise ConfigurationError.
+        source: what a reload reads; without one the settings are all there is.
 
     """
     logs.set_up("supervisor", settings.log_level, as_json=logs.as_json(settings))
@@ -190,7 +226,8 @@ def run(
         kernel.become_subreaper()
         _raise_descriptor_limit()
         with StateLock(Path(settings.state_dir)):
-            return _run_locked(complete(settings), table, generated)
+            source = source or Source(lambda: Loaded(settings, (), {}))
+            return _run_locked(source.complete(settings), table, generated, source)
     except (kernel.UnsupportedPlatform, StateLocked, listeners.PortInUse, OSError) as error:
         log.critical("%s", error)
         return EXIT_FAILED
@@ -198,13 +235,13 @@ def run(
         logs.finish()
 
 
-def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]) -> int:
+def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str], source: Source) -> int:
     log.info("STATE_DIR is %s", settings.state_dir)
     if settings.ready_file:
         ready.remove_ready_file(settings.ready_file)
     opened = _open(settings, table)
     try:
-        return trio.run(Gateway(settings, table, opened, generated).run)
+        return trio.run(Gateway(settings, table, opened, generated, source).run)
     finally:
         # All has been stopped; a signal that comes now must not turn the exit code into its own.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -65,7 +65,7 @@ class WorkerSpec:
     strategy: Strategy = "one_for_one"
     hosts_children: bool = False
     handover: bool = False
-    start_ns: int = 10 * SECOND
+    start_ns: int = 30 * SECOND  # of processor time it needs a third of a second; a loaded machine may not have it soon
     stop_ns: int = 3 * SECOND
 
     @property

@@ -9,6 +9,7 @@ The same rules hold for the supervisor over its workers and for each worker over
   (``rest_for_one``) or with all (``one_for_all``). The others are stopped in reverse order first.
 * A restart that fails is one more failure, tried again after the backoff; nothing waits for it but children of later
   stages under ``rest_for_one`` and ``one_for_all``, and a stop goes past it at once.
+* A child can be renewed: it alone stops in order and starts again, which is no failure.
 * Too many restarts in the window escalate, or, at the root (``escalates=False``), only mark the child as troubled.
 * A failure before every child was up once always escalates.
 
@@ -83,7 +84,7 @@ class Child:
     deadline_ns: int = 0  # starting, stopping: killed past this
     up_since_ns: int = 0
     killed: bool = False  # a Kill was asked for this incarnation; there is no second one
-    doomed: bool = False  # to be stopped for a sibling's sake, then started again
+    doomed: bool = False  # to be stopped, then started again: for a sibling's sake, or to be renewed
     fault: str = ""  # why it was killed; more telling than "killed by SIGKILL"
     trouble: str = ""  # past the restart intensity: why; until it is up again
 
@@ -150,6 +151,13 @@ class Tick:
 
 
 @attrs.frozen
+class Renew:
+    """Stop this child in order and start it again: no failure, and it counts as none."""
+
+    name: str
+
+
+@attrs.frozen
 class StopAll:
     """Stop in reverse order."""
 
@@ -159,7 +167,7 @@ class KillAll:
     """Stop at once, in no order."""
 
 
-Event = Begin | Up | Exited | Tick | StopAll | KillAll
+Event = Begin | Up | Exited | Tick | Renew | StopAll | KillAll
 
 # --- effects -----------------------------------------------------------------------------------------------------
 
@@ -247,6 +255,8 @@ def decide(state: State, event: Event, now: int) -> tuple[State, Effects]:
             step.exited(event)
         case Tick():
             step.tick()
+        case Renew():
+            step.renew(event)
         case StopAll():
             step.stop_all()
         case KillAll():
@@ -299,7 +309,7 @@ class _Step:
         gone = attrs.evolve(child, killed=False, doomed=False, fault="")
         if self.state.mode == "stopping":
             self._put(attrs.evolve(gone, phase="idle"))
-        elif child.phase == "stopping":  # for a sibling's sake: no failure of its own
+        elif child.phase == "stopping":  # it was told to: no failure of its own
             self._put(attrs.evolve(gone, phase="waiting", due_ns=self.now))
         else:
             self._failed(child, gone, child.fault or event.reason, event.jitter)
@@ -310,6 +320,12 @@ class _Step:
                 continue
             fault = "did not come up in time" if child.phase == "starting" else "did not stop in time"
             self._kill(child, fault)
+
+    def renew(self, event: Renew) -> None:
+        """One that isn't there now starts anew by itself."""
+        child = self.state.child(event.name)
+        if self.state.mode in ("starting", "running") and child.alive and child.phase != "stopping":
+            self._put(attrs.evolve(child, doomed=True))
 
     def stop_all(self) -> None:
         if self.state.mode in ("new", "starting", "running"):
@@ -392,7 +408,7 @@ class _Step:
                     self.effects.append(Ended())
 
     def _stop_doomed(self) -> None:
-        """Only those stopped for a sibling's sake are in phase stopping here; later stages go first."""
+        """Only those that start again are in phase stopping here; later stages go first."""
         self._stop_last_stage([child for child in self.state.children if child.doomed or child.phase == "stopping"])
 
     def _stop_last_stage(self, children: list[Child]) -> None:

@@ -24,6 +24,7 @@ from ipc.control import (
     Answered,
     Asked,
     Assign,
+    Configure,
     Connect,
     Failing,
     Hello,
@@ -419,6 +420,7 @@ class WorkerTree:
         if member.spec.name == self._placement.get("audit"):
             outcome: Outcome = "failure" if self.failed else "success"
             self._audit.record("gateway.stopped", "info", outcome, reason=self.failed)
+            self._audit.feed(hurry=True)
         if member.told:
             member.process.send(StopWorker(deadline_ns))
         else:
@@ -490,6 +492,13 @@ class WorkerTree:
         )
 
     # --- what the supervisor says to actors
+
+    def configure(self, settings: Settings) -> None:
+        """Have every worker go by these settings, those that start later included."""
+        self._settings = settings
+        for member in self._members.values():
+            if member.told:
+                member.process.send(Configure(self._table.settings_for(member.spec, settings)))
 
     def tell_all(self, kind: str, message: AnyMessage) -> None:
         """To every actor of that kind whose worker has been told what it is. One that starts later reads anew."""

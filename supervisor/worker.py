@@ -35,6 +35,7 @@ from ipc.control import (
     Answered,
     Asked,
     Assign,
+    Configure,
     Connect,
     ControlMessage,
     Failing,
@@ -266,6 +267,9 @@ class Worker:
             case Withdraw(listeners):
                 self._withdraw(listeners)
                 self._listeners_changed()
+            case Configure(settings):
+                logs.set_level(settings.log_level)
+                self._tree.configure(settings)
             case Post(number, actor, posted):
                 self._post(number, actor, posted)
             case Reply(number, answer):
@@ -363,6 +367,7 @@ async def serve(arguments: Arguments, lifetime: Lifetime) -> int:
     try:
         assign, fds = await _assignment(control)
         logs.set_up(assign.worker, arguments.log, as_json=arguments.log_format == "json")
+        logs.set_level(assign.settings.log_level)  # the configuration may have been read anew since the spawn
         if assign.hosts_children:
             lifetime.host_children()
         worker = Worker(control, outbox, assign, fds)

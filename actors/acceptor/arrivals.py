@@ -29,11 +29,10 @@ class Arrivals:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._preceded = hub.settings.proxy_protocol == "required"
 
     def begin(self, connection: Connection) -> None:
         """A connection was accepted, and nothing of it was read."""
-        if not self._preceded:
+        if self._hub.settings.proxy_protocol != "required":
             self._identified(connection, connection.peer_ip, connection.peer_port)
             return
         blocklist = self._hub.blocklist

@@ -27,6 +27,7 @@ from ipc.messages import (
     Ticket,
     TokenSet,
 )
+from ipc.settings import Settings
 
 from . import http, http_answers
 from .connection import Connection, Stage
@@ -57,7 +58,10 @@ class AuthEndpoints:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._settings = hub.settings
+
+    @property
+    def _settings(self) -> Settings:
+        return self._hub.settings
 
     # --- the body ------------------------------------------------------------------------------------------------
 

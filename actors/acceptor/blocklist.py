@@ -39,13 +39,17 @@ class Blocklist:
     """Everything here runs in the hub's turn."""
 
     def __init__(self, hub: Hub) -> None:
-        settings = hub.settings
         self._hub = hub
         self._known: Known = hub.context.keep.setdefault("blocks", Known())
+        self._waiting: list[Connection] = []  # admitted before the first list was whole
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings."""
+        settings = self._hub.settings
         self._allowed = AddressSet.of(settings.ip_allowlist)
         self._barred = AddressSet.of(settings.ip_blocklist)
         self.trusted = AddressSet.of(settings.trusted_proxies)
-        self._waiting: list[Connection] = []  # admitted before the first list was whole
 
     @property
     def complete(self) -> bool:
@@ -63,10 +67,11 @@ class Blocklist:
 
     def refuses(self, connection: Connection) -> bool:
         """Whether its address may not come in."""
+        return self._is_barred(connection) or self._holds(connection.key, exempt=connection.exempt)
+
+    def _is_barred(self, connection: Connection) -> bool:
         ip = connection.peer_ip
-        if self._barred and canonical(ip) in self._barred and not self.is_trusted(ip):
-            return True
-        return self._holds(connection.key, exempt=connection.exempt)
+        return bool(self._barred) and canonical(ip) in self._barred and not self.is_trusted(ip)
 
     def refuses_principal(self, grant: Grant) -> bool:
         return bool(grant.principal) and self._holds(PRINCIPAL + grant.principal, exempt=False)
@@ -125,6 +130,12 @@ class Blocklist:
                 self._hub.step(connection, self._close, 1008, "this address is blocked")
             elif grant is not None and PRINCIPAL + grant.principal in keys and self.refuses_principal(grant):
                 self._hub.step(connection, self._close, 3003, "this principal is blocked")
+
+    def end_barred(self) -> None:
+        """Close the live connections of addresses that are on IP_BLOCKLIST by now."""
+        for connection in list(self._hub.connections.values()):
+            if connection.stage < Stage.CLOSING and self._is_barred(connection):
+                self._hub.step(connection, self._close, 1008, "this address is blocked")
 
     def _close(self, connection: Connection, code: int, why: str) -> None:
         if connection.stage < Stage.OPEN:

@@ -30,13 +30,19 @@ class Budget:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._leases = LeaseBook(hub.name, enabled=hub.settings.rate_limit_enabled)
+        self._leases = LeaseBook(hub.name)
         self._waiting: dict[tuple[str, ...], list[Connection]] = {}  # by the keys that are charged
         self._entering: dict[tuple[str, ...], list[tuple[Connection, Entered]]] = {}
-        self._costs = hub.settings.rate_limit_method_costs
         self._connections: Counter[tuple[str, ...]] = Counter()  # open ones, by the keys that they are charged to
         self._owed: Counter[tuple[str, ...]] = Counter()  # to be taken from the next lease
         self._spent: set[tuple[str, ...]] = set()  # in this turn
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings. Whoever was over the limit may be under the new one: the limiter is asked."""
+        self._costs = self._hub.settings.rate_limit_method_costs
+        self._leases.enabled = self._hub.settings.rate_limit_enabled
+        self._leases.pardon()
 
     def join(self, keys: tuple[str, ...]) -> None:
         """A connection of that client was opened."""

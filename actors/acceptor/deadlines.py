@@ -26,7 +26,11 @@ class Deadlines:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        settings = hub.settings
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings."""
+        settings = self._hub.settings
         self._write_ns = settings.write_timeout_ms * MILLISECOND
         self._ping_ns = settings.ws_ping_interval_ms * MILLISECOND
         self._idle_ns = {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from actors.policy import eras, jsonrpc, pipeline
 from actors.policy.jsonrpc import Refusal
 from ipc.messages import Envelope, Refused
+from ipc.settings import Settings
 
 from .connection import RETRY_MS, Call, Connection, Item, Stage
 from .large import LARGE_BYTES
@@ -38,7 +39,10 @@ class Dispatch:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.settings = hub.settings
+
+    @property
+    def settings(self) -> Settings:
+        return self.hub.settings
 
     # --- bytes in --------------------------------------------------------------------------------------------
 

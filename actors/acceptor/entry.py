@@ -30,6 +30,7 @@ from ipc.messages import (
     Released,
     Resync,
 )
+from ipc.settings import Settings
 
 from . import auth_endpoints, endpoints, http, http_answers
 from .auth_endpoints import AuthEndpoints
@@ -76,14 +77,20 @@ class Entry:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.settings = hub.settings
         self.limiter = Patience(hub.limiter, hub.post)
         self.auth_address = hub.context.address("auth")
         self.auth = Patience(self.auth_address, hub.post)
         self.endpoints = AuthEndpoints(hub)
         self.released: list[int] = []
-        # Beyond what all listeners may hold together, a connection isn't even kept waiting for an answer.
-        self.most = hub.settings.ws_max_connections + hub.settings.tcp_max_connections + 256
+
+    @property
+    def settings(self) -> Settings:
+        return self.hub.settings
+
+    @property
+    def most(self) -> int:
+        """Beyond what all listeners may hold together, a connection isn't even kept waiting for an answer."""
+        return self.settings.ws_max_connections + self.settings.tcp_max_connections + 256
 
     def start(self) -> None:
         self.limiter.start(on_up=self._resync)
@@ -504,15 +511,20 @@ class Entry:
         self.hub.budget.join(grant.limit_keys)
         connection.entry_deadline_ns = 0
         connection.idle_since_ns = self.hub.now
-        if isinstance(connection.codec, WsReceiver):
-            connection.codec.max_message = self.settings.max_request_size
-        elif isinstance(connection.codec, LineReader):
-            connection.codec.max_line = self.settings.max_request_size
+        self.size_up(connection)
         self.hub.dispatch.attach(connection, upstream or self.hub.routes.default)
         self.hub.event(connection, "connection.opened")
         self.granted(connection)
         self.hub.deadlines.arm(connection)
         self.hub.dirty[connection.fd] = connection
+
+
+    def size_up(self, connection: Connection) -> None:
+        """How long a message of an open connection may be."""
+        if isinstance(connection.codec, WsReceiver):
+            connection.codec.max_message = self.settings.max_request_size
+        elif isinstance(connection.codec, LineReader):
+            connection.codec.max_line = self.settings.max_request_size
 
 
 def _is_upgrade(request: Request) -> bool:

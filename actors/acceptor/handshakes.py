@@ -55,7 +55,11 @@ class Handshakes:
             contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
         self._contexts = contexts
         self._threads = trio.CapacityLimiter(THREADS)
-        self._plain_headers = http.security_headers(msgspec.structs.replace(hub.settings, hsts_enabled=False))
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings; certificates are reloaded by themselves."""
+        self._plain_headers = http.security_headers(msgspec.structs.replace(self._hub.settings, hsts_enabled=False))
 
     def layer(self) -> Tls | None:
         """For a new connection."""

@@ -42,6 +42,7 @@ from ipc.messages import (
     ListenersChanged,
     OffenceKind,
     ReloadCertificates,
+    SettingsChanged,
 )
 from ipc.settings import Settings
 
@@ -496,6 +497,8 @@ class Hub:
                     self.status = message
                 case ListenersChanged():
                     self.sync_listeners()
+                case SettingsChanged():
+                    self.configure()
                 case ReloadCertificates():
                     self.handshakes.reload()
                 case Drain(deadline_ns=deadline):
@@ -510,6 +513,17 @@ class Hub:
                     pass
                 case _:
                     log.warning("unexpected message %s", type(message).__name__)
+
+    def configure(self) -> None:
+        """The settings were read anew. Only what the new ones forbid ends."""
+        self.settings = self.context.settings
+        self.audit.policy = self.settings.audit_on_full
+        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.handshakes):
+            part.configure()
+        for connection in list(self.connections.values()):
+            if connection.stage is Stage.OPEN:
+                self.step(connection, self.entry.size_up)
+        self.blocklist.end_barred()
 
     def _disconnect(self, public: str) -> Done:
         for connection in self.connections.values():

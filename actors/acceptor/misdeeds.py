@@ -29,13 +29,12 @@ class Misdeeds:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._counts: Counter[tuple[str, str, OffenceKind]] = Counter()
-        self._enabled = hub.settings.auto_block_enabled
 
     def note(self, connection: Connection, kind: OffenceKind, grant: Grant | None = None, count: int = 1) -> None:
         """Args:
         grant: what the client has just been granted, if the connection does not bear it yet.
         """
-        if not self._enabled:
+        if not self._hub.settings.auto_block_enabled:
             return
         bears = grant or (connection.grant if connection.authenticated else None)
         principal = bears.principal if bears is not None else ""

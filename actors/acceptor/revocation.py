@@ -37,8 +37,6 @@ class Revocation:
         self.seen = 0  # revocations heard of: a grant asked for before the last one may be over already
         self._unsure: dict[int, Connection] = {}  # to be asked about
         self._asked_until_ns = 0  # a question is under way
-        # Reports come often enough that a session in use doesn't look idle in between.
-        self._interval_ns = min(_LONGEST_INTERVAL_NS, hub.settings.session_timeout * 1_000_000 // 4)
         self._reported_ns = hub.now
         self._messages: dict[int, int] = {}  # of each connection with a session, at the last report
 
@@ -102,7 +100,9 @@ class Revocation:
     def tick(self, now: int) -> None:
         """Ask again what wasn't answered, and report which sessions were in use."""
         self._ask()
-        if now - self._reported_ns < self._interval_ns:
+        # Reports come often enough that a session in use doesn't look idle in between.
+        interval_ns = min(_LONGEST_INTERVAL_NS, self._hub.settings.session_timeout * 1_000_000 // 4)
+        if now - self._reported_ns < interval_ns:
             return
         self._reported_ns = now
         before, self._messages = self._messages, {}
@@ -121,7 +121,7 @@ class Revocation:
             return
         asked = [c for c in list(self._unsure.values())[:_GRANTS_A_QUESTION] if c.stage is Stage.OPEN]
         grants = [
-            (c.session, c.grant.family, c.grant.tokens, c.grant.principal, c.grant.issued_ms)
+            (c.session, c.grant.family, c.grant.tokens, c.grant.principal, c.grant.issued_ms, c.grant.standing)
             for c in asked
             if c.grant is not None
         ]
@@ -148,4 +148,4 @@ class Revocation:
 
 
 def _revocable(grant: Grant) -> bool:
-    return bool(grant.family or grant.tokens or grant.principal)
+    return bool(grant.family or grant.tokens or grant.principal or grant.standing)

@@ -81,7 +81,6 @@ class Breakers:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._enabled = hub.settings.circuitbreaker_enabled
         self._address = hub.context.address("breaker")
         self._circuits: dict[str, Circuit] = {}
         self._permits: dict[str, int] = {}
@@ -109,6 +108,10 @@ class Breakers:
         for circuit in snapshot.circuits:
             self._circuits[circuit.upstream] = circuit
             self._permits[circuit.upstream] = circuit.permits
+
+    @property
+    def _enabled(self) -> bool:
+        return self._hub.settings.circuitbreaker_enabled
 
     def is_open(self, upstream: str) -> bool:
         circuit = self._circuits.get(upstream)
@@ -147,10 +150,16 @@ class _ToUpstream:
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         self._hub = hub
+        self._upstream = upstream
         self._name = upstream.name
         self.per_session = upstream.instance == "per-session"
-        self.timeout_ns = hub.settings.call_timeout_ms(upstream) * 1_000_000
-        self.max_timeout_ns = hub.settings.max_call_timeout_ms(upstream) * 1_000_000
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings."""
+        settings = self._hub.settings
+        self.timeout_ns = settings.call_timeout_ms(self._upstream) * 1_000_000
+        self.max_timeout_ns = settings.max_call_timeout_ms(self._upstream) * 1_000_000
 
     def refused_for(self, now: int) -> int:
         return self._hub.routes.breakers.refused_for(self._name, now)
@@ -296,6 +305,12 @@ class Routes:
 
     def of(self, upstream: str) -> Route:
         return self._routes[upstream]
+
+    def configure(self) -> None:
+        """Go by the hub's settings."""
+        self.pool.settings = self._hub.settings
+        for route in self._routes.values():
+            route.configure()
 
     def start(self) -> None:
         self.breakers.start()

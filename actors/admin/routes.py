@@ -256,13 +256,22 @@ class Routes:
     async def drain(self, request: Request, _segment: str) -> Answer:
         # Recorded first: once the gateway drains, the record may come too late.
         self._record(request, "admin.action", "success", {"action": "drain"})
-        answers = await self._ask("supervisor", AdminRequest("drain"))
+        return await self._granted("drain", 202)
+
+    async def reload(self, request: Request, _segment: str) -> Answer:
+        # What becomes of it is recorded as config.reloaded or config.refused.
+        self._record(request, "admin.action", "success", {"action": "reload"})
+        return await self._granted("reload", 200)
+
+    async def _granted(self, verb: Literal["drain", "reload"], status: int) -> Answer:
+        """What only the supervisor can do."""
+        answers = await self._ask("supervisor", AdminRequest(verb))
         done = answers[0]
         if not isinstance(done, Done):
             raise Problem(503, "the supervisor did not answer", (("Retry-After", "1"),))
         if not done.ok:
-            raise Problem(409, done.detail or "the gateway refuses to drain")
-        return document({"ok": True, "detail": done.detail}, 202)
+            raise Problem(409, done.detail or f"the gateway refuses to {verb}")
+        return document({"ok": True, "detail": done.detail}, status)
 
     async def _ask(self, kind: str, message: Message) -> list[Message | None]:
         """All actors of that kind at once; None for each that is down or did not answer in time."""
@@ -332,5 +341,6 @@ def _table(state: State) -> tuple[Route, ...]:
         Route("GET", f"{API}/blocks", "admin", Routes.blocks),
         Route("POST", f"{API}/blocks", "admin", Routes.block),
         Route("DELETE", f"{API}/blocks/*", "admin", Routes.unblock),
+        Route("POST", f"{API}/reload", "admin", Routes.reload),
         Route("POST", f"{API}/drain", "admin", Routes.drain),
     )

@@ -17,7 +17,7 @@ import trio
 from ipc.context import Context, Listener
 from ipc.errors import ActorDown, MailboxFull
 from ipc.mailbox import Delivery
-from ipc.messages import Describe, Description, Drain, GatewayStatus, ListenersChanged, TreeSnapshot
+from ipc.messages import Describe, Description, Drain, GatewayStatus, ListenersChanged, SettingsChanged, TreeSnapshot
 
 from ..audit_ring import AuditRing
 from . import health, tree
@@ -81,6 +81,8 @@ class AdminServer:
                 self._take_tree(data)
             case ListenersChanged():
                 self._listen(nursery)
+            case SettingsChanged():
+                self._headers = security_headers(self.context.settings)
             case Describe():
                 delivery.reply(Description(msgspec.json.encode(self._describe())))
             case Drain(deadline_ns=deadline_ns):

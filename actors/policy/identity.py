@@ -43,6 +43,7 @@ class Identity:
     issuer: Issuer
     issued_ms: int = 0
     tokens: tuple[str, ...] = ()  # the names under which the credential itself can be revoked
+    standing: str = ""  # what of the settings lets it in: a listener, and the digest of one of its static tokens
 
 
 STATIC = Identity("", ("mcp:call", "mcp:read"), 0, "", "", "", "static")

@@ -41,6 +41,7 @@ from ipc.messages import (
     Message,
     Outcomes,
     SessionLost,
+    SettingsChanged,
 )
 from ipc.settings import Upstream
 
@@ -149,6 +150,8 @@ class Bridge:
                         self._draining = True
                         self._pool.drain()
                         nursery.start_soon(self._drain, message.deadline_ns, nursery.cancel_scope)
+                elif isinstance(message, SettingsChanged):
+                    self._settings = self._pool.settings = self._context.settings
                 elif isinstance(message, Describe):
                     delivery.reply(Description(msgspec.json.encode(self.describe())))
                 else:

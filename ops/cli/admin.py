@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     unblock = _add(commands, "unblock", _unblock, "lift a block, automatic or not")
     unblock.add_argument("target", metavar="IP", help="an address, or principal:NAME")
     _add(commands, "blocks", _blocks, "who is blocked, until when and why")
+    _add(commands, "sessions", _sessions, "the issued sessions")
+    end = _add(commands, "end-session", _end_session, "end an issued session, and its connections")
+    end.add_argument("id", metavar="ID", help="as sessions lists it")
+    _add(commands, "reload", _reload, "read the configuration and the certificates anew")
     _add(commands, "drain", _drain, "stop the gateway: calls in flight finish, nothing new is taken")
     return parser
 
@@ -144,6 +149,34 @@ def _blocks(api: Api, options: argparse.Namespace) -> int:
     if document.get("total", 0) > len(rows):
         console().print(f"and {document['total'] - len(rows)} more")
     return 0
+
+
+def _sessions(api: Api, options: argparse.Namespace) -> int:
+    document = _document(api.get(f"{_API}/sessions"))
+    if options.json:
+        print_json(document)
+        return 0
+    now = time.time()
+    rows = [
+        (
+            row.get("id"), row.get("principal"), " ".join(row.get("scopes", [])),
+            seconds(now - row.get("used", 0) / 1000), seconds(row.get("expires", 0) / 1000 - now),
+        )
+        for row in document.get("sessions", [])
+    ]  # fmt: skip
+    console().print(table(("session", "principal", "scopes", "unused for", "ends in"), rows))
+    if document.get("total", 0) > len(rows):
+        console().print(f"and {document['total'] - len(rows)} more")
+    return 0
+
+
+def _end_session(api: Api, options: argparse.Namespace) -> int:
+    return _done(api.delete(f"{_API}/sessions/{segment(options.id)}"), options, "ended")
+
+
+def _reload(api: Api, options: argparse.Namespace) -> int:
+    reply = api.post(f"{_API}/reload")
+    return _done(reply, options, f"reloaded; {_document(reply).get('detail', '')}")
 
 
 def _drain(api: Api, options: argparse.Namespace) -> int:

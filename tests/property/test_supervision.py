@@ -23,6 +23,7 @@ from supervisor.strategy import (
     Kill,
     KillAll,
     Plan,
+    Renew,
     Start,
     State,
     Stop,
@@ -56,6 +57,7 @@ class World:
     ended: bool = False
     all_up: bool = False
     stopping: bool = False
+    renewed: set[str] = attrs.field(factory=set)  # asked for, and not begun yet
 
 
 jitters = st.floats(min_value=0, max_value=1, exclude_max=True)
@@ -121,7 +123,8 @@ class Supervision(RuleBasedStateMachine):
                 if world.stopping:
                     assert not later, "stopped before a later stage had ended"
                 else:
-                    assert self.plan.strategy != "one_for_one"
+                    assert self.plan.strategy != "one_for_one" or name in world.renewed
+                    world.renewed.discard(name)
                     assert all(other == self.failing or world.running[other].stop_by is None for other in later)
             case Kill(name, incarnation, _):
                 child = world.running[name]
@@ -173,10 +176,12 @@ class Supervision(RuleBasedStateMachine):
         others = {other: one.incarnation for other, one in self.world.running.items()}
         bidden = child.stop_by is not None or self.world.stopping
         self.failing = "" if bidden else name
+        self.world.renewed.discard(name)
         effects = self.feed(Exited(name, child.incarnation, "it died", jitter))
         if not bidden:
             assert any(isinstance(effect, (Crashed, Escalate)) for effect in effects)
         if self.plan.strategy == "one_for_one" and not self.world.stopping:
+            others = {o: i for o, i in others.items() if self.world.running[o].stop_by is None}
             now = {other: one.incarnation for other, one in self.world.running.items() if other != name}
             untouched = {o: i for o, i in now.items() if o in others and self.world.running[o].stop_by is None}
             assert untouched == others, "a sibling did not stay as it was"
@@ -217,6 +222,21 @@ class Supervision(RuleBasedStateMachine):
         before = self.state
         effects = self.feed(Tick())
         assert effects or next_deadline(self.state) != next_deadline(before)
+
+    @precondition(lambda self: self.world.running and not self.world.stopping)
+    @rule(index=st.integers(0, 9))
+    def is_renewed(self, index: int) -> None:
+        """It ends in order and starts again, and nobody counts that as a failure."""
+        name = self.pick(index)
+        restarts = self.state.restarts
+        others = {other for other, one in self.world.running.items() if one.stop_by is not None}
+        self.world.renewed.add(name)
+        self.feed(Renew(name))
+        if self.world.running[name].stop_by is not None:
+            self.world.renewed.discard(name)
+        stopped = {other for other, one in self.world.running.items() if one.stop_by is not None}
+        assert stopped - others <= {name}
+        assert self.state.restarts == restarts
 
     @rule()
     def is_told_to_stop(self) -> None:

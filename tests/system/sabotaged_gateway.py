@@ -12,6 +12,7 @@ import msgspec
 from ipc.control import ActorSpec
 from ipc.settings import Settings
 from supervisor import run, specs
+from supervisor.settings.load import load
 from supervisor.settings.show import answer
 
 HERE = str(Path(__file__).parent)
@@ -32,4 +33,6 @@ def table(settings: Settings) -> specs.SpecTable:
 
 if __name__ == "__main__":
     loaded = answer(sys.argv[1:], os.environ, Path.cwd())
-    sys.exit(loaded if isinstance(loaded, int) else run.production(loaded, table))
+    if isinstance(loaded, int):
+        sys.exit(loaded)
+    sys.exit(run.production(lambda: load(sys.argv[1:], os.environ, Path.cwd()), loaded, table))

@@ -193,6 +193,7 @@ async def bench(
         address=exchange.address,
         peers=exchange.peers,
         ready=ready.set,
+        renew=lambda: None,
         listeners=[Listener("health", sock)],
     )
     with trio.fail_after(20):

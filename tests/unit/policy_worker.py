@@ -58,6 +58,7 @@ class Worker:
             address=self.exchange.address,
             peers=self.exchange.peers,
             ready=ready.set,
+            renew=lambda: None,
         )
 
         async def run() -> None:

@@ -212,7 +212,7 @@ async def test_what_is_no_gateway_is_told_apart(command: Run) -> None:
 
 async def test_usage_errors_and_help(command: Run) -> None:
     """argparse's own exit codes; only subcommands that exist are offered."""
-    for arguments, code in ((["--help"], 0), ([], 2), (["block"], 2), (["reload"], 2)):
+    for arguments, code in ((["--help"], 0), ([], 2), (["block"], 2), (["restart"], 2)):
         with pytest.raises(SystemExit) as caught:
             await command(admin.main, *arguments)
         assert caught.value.code == code

@@ -95,7 +95,7 @@ async def test_acceptors_hear_of_an_end_and_may_ask(tmp_path: Path) -> None:
         await worker.start("auth", auth.main)
         grants = [gone.grant, kept.grant, single.grant]
         question = Revalidate(
-            "acceptor.0", [(n, g.family, g.tokens, g.principal, g.issued_ms) for n, g in enumerate(grants)]
+            "acceptor.0", [(n, g.family, g.tokens, g.principal, g.issued_ms, g.standing) for n, g in enumerate(grants)]
         )
         assert await worker.ask("auth", question) == Lapsed([0, 2])
 

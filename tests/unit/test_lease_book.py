@@ -173,7 +173,8 @@ def test_the_book_forgets_idle_clients_and_is_bounded() -> None:
 
 def test_switched_off_it_spends_without_asking() -> None:
     """enabled=False: no limit, no question, no report."""
-    book = LeaseBook("acceptor.0", enabled=False)
+    book = LeaseBook("acceptor.0")
+    book.enabled = False
     assert all(book.take(KEYS, now) for now in range(1000))
     assert book.want(KEYS, 0, 1) is None
     assert book.due_reports(END) == []

@@ -20,6 +20,7 @@ from supervisor.strategy import (
     Kill,
     KillAll,
     Plan,
+    Renew,
     Start,
     State,
     Stop,
@@ -249,3 +250,23 @@ def test_plans_that_make_no_sense_are_refused() -> None:
         Plan((ChildSpec("a", 0), ChildSpec("a", 1)))
     with pytest.raises(ValueError, match="order"):
         Plan((ChildSpec("a", 1), ChildSpec("b", 0)))
+
+
+def test_a_renewed_child_ends_in_order_and_starts_again() -> None:
+    """Renew stops one child and starts its next incarnation at once; nobody else, no backoff, no restart counted."""
+    tree = Tree().running()
+    (stop,) = tree.happens(Renew("b"))
+    assert isinstance(stop, Stop)
+    assert tree.happens(Renew("b")) == []
+    assert tree.dies("b") == [Start("b", 2)]
+    assert tree.up("b") == [CameUp("b", 2)]
+    assert tree.state.restarts == 0
+    assert [tree.state.child(name).incarnation for name in "acd"] == [1, 1, 1]
+
+
+def test_renewed_children_stop_the_last_stage_first() -> None:
+    """What is renewed together goes in the order of a stop: whoever is asked by the others last."""
+    tree = Tree().running()
+    assert [effect.name for effect in tree.happens(Renew("c"))] == ["c"]
+    assert tree.happens(Renew("a")) == []
+    assert [(type(effect), effect.name) for effect in tree.dies("c")] == [(Stop, "a"), (Start, "c")]

@@ -98,6 +98,23 @@ def test_events_wait_for_the_audit_actor_and_are_numbered() -> None:
     assert feed.journal.waiting == 0
 
 
+def test_one_batch_is_on_its_way_at_a_time() -> None:
+    """A second one could be taken although the first was lost, which would then look like a repetition; only at the
+    end everything is sent at once. A later run is another source: its numbers start anew."""
+    sent: list[tuple[int, AuditBatch]] = []
+    feed = AuditFeed(lambda number, batch: sent.append((number, batch)) or True)
+    feed.record("worker.killed", "error", "failure")
+    feed.record("worker.restarted", "info", "success")
+    assert batches(feed, sent) == [(0, 1)]
+    feed.answered(sent[0][0], None, "down")
+    feed.retry()
+    assert batches(feed, sent) == [(0, 1), (0, 2)]
+    feed.record("gateway.stopped", "info", "success")
+    feed.feed(hurry=True)
+    assert batches(feed, sent) == [(0, 1), (0, 2), (2, 1)]
+    assert AuditFeed(lambda *_: True).journal.source != feed.journal.source
+
+
 def test_an_answer_that_is_no_ack_sends_again() -> None:
     """Whatever else the audit actor says, the events are not in the log."""
     sent: list[tuple[int, AuditBatch]] = []

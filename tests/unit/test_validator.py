@@ -80,6 +80,7 @@ async def running() -> AsyncIterator[Bench]:
         address=cast("Any", None),
         peers=lambda kind: (),
         ready=ready.set,
+        renew=lambda: None,
     )
     bench = Bench(context.links, mailbox)
     bench.connect("edge")
