@@ -12,7 +12,8 @@ import attrs
 import msgspec
 import trio
 
-from actors.policy.jsonrpc import Refusal
+from actors.policy.content.screen import Finding
+from actors.policy.jsonrpc import Refusal, splice
 from ipc.errors import MalformedFrame
 from ipc.messages import Invalid, LinksChanged, Message, Valid, Validate
 
@@ -36,6 +37,7 @@ class _Pending:
     connection: Connection
     item: Item
     deadline_ns: int
+    schema: bytes = b""
     tries: int = 0
 
 
@@ -53,11 +55,15 @@ class LargeMessages:
         self._next = 1
         self._changed = trio.Event()
 
-    def validate(self, connection: Connection, item: Item, now: int) -> None:
-        """Start; the verdict goes into ``item`` and ``Dispatch.validated`` is called."""
+    def validate(self, connection: Connection, item: Item, now: int, schema: bytes = b"") -> None:
+        """Start; the verdict goes into ``item`` and ``Dispatch.validated`` is called.
+
+        Args:
+            schema: of the arguments, where it is known already that they are to be validated.
+        """
         ticket = self._next
         self._next += 1
-        self._pending[ticket] = _Pending(connection, item, now + WAIT_NS)
+        self._pending[ticket] = _Pending(connection, item, now + WAIT_NS, schema)
         self._hub.wheel.add(now + WAIT_NS, functools.partial(self._expire, ticket))
         self._send(ticket)
 
@@ -83,7 +89,7 @@ class LargeMessages:
             while view:
                 view = view[os.write(fd, view) :]
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-            link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth), [fd])
+            link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth, pending.schema), [fd])
             pending.tries += 1
         except BlockingIOError:
             self._queue.append(ticket)
@@ -139,7 +145,16 @@ class LargeMessages:
             return
         item = pending.item
         if isinstance(message, Valid):
+            schema = b"" if pending.schema else self._hub.screening.schema(pending.connection, message.envelope)
+            if schema:  # only now is it known what it calls: once more, with that
+                pending.schema, pending.tries = schema, 0
+                self._pending[message.ticket] = pending
+                self._send(message.ticket)
+                return
             item.envelope = message.envelope
+            item.findings = [Finding(*row) for row in message.findings]  # type: ignore[arg-type]
+            if message.edits:
+                item.raw = splice(item.raw, message.edits)
         else:
             data = msgspec.json.decode(message.data, type=dict[str, object]) if message.data else None
             item.refusal = Refusal(
