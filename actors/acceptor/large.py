@@ -127,6 +127,8 @@ class LargeMessages:
                 self._hub.event(
                     pending.connection, "message.invalid", severity="error", outcome="refused", reason="quarantined"
                 )
+                if pending.schema:
+                    self._hub.screening.condemn(pending.connection, pending.schema)
                 self._refuse(ticket, 503, "quarantined")
             else:
                 self._send(ticket)

@@ -76,6 +76,11 @@ class Screening:
             return b""
         return self.hub.catalogue.tools(connection.upstream).get(envelope.name, b"")
 
+    def condemn(self, connection: Connection, schema: bytes) -> None:
+        """The validator died of a message with that schema, twice: from now on it counts as one that can't be used."""
+        log.error("%s: checking arguments against an inputSchema took too long; it is not used again", connection.upstream)
+        self._checks.condemn(schema)
+
     def record(self, connection: Connection, item: Item, envelope: Envelope) -> None:
         """Leave a record of what was found in a message that goes on, and count it. Never what it was."""
         findings, item.findings = item.findings, ()

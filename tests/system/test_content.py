@@ -332,3 +332,24 @@ async def test_a_server_s_malformed_answer_never_reaches_a_client(start_gateway:
         await client.send(request("tools/call", {"name": "t", "arguments": {}}, id=b"1"))
         answer = await client.answer_to(b"1")  # parses every line that comes
         assert answer["error"]["code"] in (502, 504)
+
+
+async def test_a_schema_without_end_costs_two_tries(bench: Any, tmp_path: Path) -> None:
+    """A check that takes forever is killed with its process; then the schema counts as unusable, and others go on."""
+    definitions = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(60)} | {"a60": {}}
+    schema = {"$defs": definitions, "$ref": "#/$defs/a0"}
+    tools = tmp_path / "endless.json"
+    tools.write_text(json.dumps([{"name": "endless", "inputSchema": schema}]))
+    there = await bench(
+        "tool_lister.py", SCHEMA_VALIDATION="block", WORKERS="1", TOOLS=str(tools), HEARTBEAT_TIMEOUT_MS="500"
+    )
+    async with CLIENTS["tcp"](there.gateway) as client, CLIENTS["ws"](there.gateway) as other:
+        await client.initialize()
+        await client.call("tools/list")
+        await client.send(request("tools/call", {"name": "endless", "arguments": {}}, id=b"1"))
+        assert "result" in await other.call("ping")
+        answer = await client.answer_to(b"1")
+        assert answer["error"]["code"] == 503
+        answer = await client.call("tools/call", {"name": "endless", "arguments": {}}, id=b"2")
+        assert answer["error"]["data"] == {"rule": "schema", "pointer": "/params/name"}
+    assert there.seen() == []

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from actors.policy.jsonrpc import CONTENT_REFUSED, Refusal
 from actors.policy.members import decode_object
 from ipc.content import SCHEMA, Mode, decide
@@ -33,6 +35,10 @@ class Checks:
         self.validates = self._validation != "off"
         self.needed = self.screen is not None or self.validates
         self.unusable: list[str] = []
+
+    def condemn(self, schema: bytes) -> None:
+        """A check with that schema took the validator's process down, twice."""
+        self._schemas.condemn(schema)
 
     def light(self, raw: bytes, envelope: Envelope, schema: bytes) -> tuple[Sequence[Finding], Edits]:
         """``whole``, as long as that is quick.
@@ -92,9 +98,10 @@ class Checks:
 
 def _arguments(raw: bytes) -> bytes:
     params = decode_object(raw).get("params")
-    if params is None or bytes(params[:1]) != b"{":
+    try:
+        found = decode_object(params).get("arguments") if params is not None else None
+    except msgspec.ValidationError:  # an array
         return _NO_ARGUMENTS
-    found = decode_object(params).get("arguments")
     return _NO_ARGUMENTS if found is None else bytes(found)
 
 

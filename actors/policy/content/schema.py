@@ -25,6 +25,7 @@ _MOST_KEPT: Final = 256
 _LIGHT_NODES: Final = 2_000  # of a schema with its references written out
 _LIGHT_PATTERNS: Final = 1_024  # characters of all patterns
 _LIGHT_WORK: Final = 2_000_000  # nodes times bytes of the arguments
+_LONGEST_CHAIN: Final = 8  # of references through references
 _LONGEST_NUMBER: Final = 64
 
 
@@ -78,8 +79,7 @@ def compile_schema(text: bytes) -> Schema:
         validator = jsonschema_rs.validator_for(
             document,
             pattern_options=jsonschema_rs.RegexOptions(size_limit=_PATTERN_BYTES, dfa_size_limit=_PATTERN_BYTES),
-            offline=True,
-            retriever=_nothing_from_outside,
+            offline=True,  # neither network nor files
             validate_formats=False,
         )
     except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
@@ -93,6 +93,10 @@ class Schemas:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[bytes, Schema | Unusable] = OrderedDict()
+
+    def condemn(self, text: bytes) -> None:
+        """A check with that schema took a process down: it can't be used."""
+        self._kept[sha256(text).digest()] = Unusable("of no end")
 
     def of(self, text: bytes) -> tuple[Schema | None, str]:
         """The schema, or why it can't be used, the first time with the reason and then without."""
@@ -132,7 +136,7 @@ class _Weight:
         total = 1
         for key, value in schema.items():
             if key == "$ref" and isinstance(value, str):
-                total += self._referred(value, depth)
+                total += self._referred(value)
             elif key in ("$dynamicRef", "$recursiveRef", "uniqueItems", "unevaluatedProperties", "unevaluatedItems"):
                 self.heavy = True
             elif key == "pattern" and isinstance(value, str):
@@ -148,12 +152,13 @@ class _Weight:
                     self.of(part, depth + 2)
         return min(total, 1 << 40)
 
-    def _referred(self, reference: str, depth: int) -> int:
+    def _referred(self, reference: str) -> int:
         if reference in self._known:
             return self._known[reference]
         if not reference.startswith("#"):
             raise Unusable("refers to something outside of itself")
-        if reference in self._open or not (reference == "#" or reference.startswith("#/")):
+        readable = reference == "#" or reference.startswith("#/")
+        if reference in self._open or len(self._open) >= _LONGEST_CHAIN or not readable:
             self.heavy = True
             return 1
         target: object = self._document
@@ -164,13 +169,9 @@ class _Weight:
                 return 1
             target = target[key]
         self._open.add(reference)
-        self._known[reference] = weight = self.of(target, depth + 1)
+        self._known[reference] = weight = self.of(target, 0)
         self._open.discard(reference)
         return weight
-
-
-def _nothing_from_outside(_uri: str) -> Any:  # noqa: ANN401 - the type of the library's own interface
-    raise ValueError("not from outside")
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
