@@ -214,7 +214,7 @@ class Dispatch:
 
     def validated(self, connection: Connection, item: Item) -> None:
         """The validator's verdict on a large message has been put into ``item``."""
-        if item.envelope is not None:
+        if item.envelope is not None and item.refusal is None:
             item.stamps |= pipeline.ENVELOPE
             self.hub.screening.validated(item)
         connection.parked_for = ""

@@ -149,6 +149,7 @@ class LargeMessages:
         if isinstance(message, Valid):
             schema = b"" if pending.schema else self._hub.screening.schema(pending.connection, message.envelope)
             if schema:  # only now is it known what it calls: once more, with that
+                item.envelope = message.envelope
                 pending.schema, pending.tries = schema, 0
                 self._pending[message.ticket] = pending
                 self._send(message.ticket)
@@ -176,7 +177,15 @@ class LargeMessages:
     def _refuse(self, ticket: int, code: int, reason: str) -> None:
         pending = self._pending.pop(ticket)
         data: dict[str, object] = {"reason": reason, "retryAfterMs": 1000}
-        pending.item.refusal = Refusal(code, "not available now", rule=reason, data=data)
+        envelope = pending.item.envelope  # known where only the content is still to be looked at
+        pending.item.refusal = Refusal(
+            code,
+            "not available now",
+            rule=reason,
+            id=envelope.id or b"null" if envelope is not None else b"null",
+            notification=envelope is not None and envelope.kind != "request",
+            data=data,
+        )
         self._hub.post(functools.partial(self._resume, pending))
 
     def _resume(self, pending: _Pending) -> None:

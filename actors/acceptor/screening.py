@@ -78,7 +78,7 @@ class Screening:
 
     def condemn(self, connection: Connection, schema: bytes) -> None:
         """The validator died of a message with that schema, twice: from now on it counts as one that can't be used."""
-        log.error("%s: checking arguments against an inputSchema took too long; it is not used again", connection.upstream)
+        log.error("%s: an inputSchema takes too long to check against; it is not used again", connection.upstream)
         self._checks.condemn(schema)
 
     def record(self, connection: Connection, item: Item, envelope: Envelope) -> None:
