@@ -17,7 +17,7 @@ Mode = Literal["off", "flag", "block", "strip"]
 FieldType = Literal["path", "line", "text"]
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "script": ("script-tag", "html-tag", "event-handler", "script-url"),
+    "script": ("script-tag", "html-tag", "event-handler", "script-url", "script-gadget"),
     "sql": ("sql-union", "sql-tautology", "sql-stacked", "sql-function", "sql-catalog"),
     "lines": ("header-injection", "line-break"),
     "terminal": ("terminal-escape", "hidden-text"),

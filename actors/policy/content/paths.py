@@ -82,12 +82,13 @@ def _comparable(roots: Sequence[str], drive: bool) -> Sequence[str]:
 def _segments(path: str) -> list[str]:
     """Without what is nothing to a file system; ``..;x`` and ``.. `` are ``..`` to some servers."""
     found: list[str] = []
-    for segment in path.split("/"):
+    parts = path.split("/")
+    for number, segment in enumerate(parts, 1):
         name = segment.strip(" \t\r\n")
         if ";" in name:
             name = name.partition(";")[0]
-        if len(name) > 3 and not name.strip("."):
-            name = ".."  # "....//" becomes "../" where "../" is cut out once
+        if not name.strip(".") and (len(name) > 3 or (len(name) == 3 and number < len(parts))):
+            name = ".."  # "....//" becomes "../" where "../" is cut out once; "..." at the end is a pattern of Go's
         if name not in ("", "."):
             found.append(name)
     return found

@@ -24,9 +24,13 @@ _DECODED: Final = {
     "dq": '"',
     "/": "/",
     "b": r"\b",
+    "start": r"(?:^|\x00)",
+    "end": r"(?:$|\x00)",
+    "sq": "[\"']",
+    "line": "[^\"'`\\r\\n\\x00]*",
     # A literal in quotes, and what may follow the colon of a script's URL.
-    "lit": "[\"'`][^\"'`\\x00]{0,64}[\"'`]",
-    "sc": "[a-z0-9_$.([{/\"'`%;!+~-]",
+    "lit": "[\"'`][^\"'`\\r\\n\\x00]*[\"'`]",
+    "sc": "[a-z0-9_$.([{/\"'`%;:!+~-]",
 }
 _RAW: Final = {
     "s": r"(?: |\\[tnrf])",
@@ -37,8 +41,12 @@ _RAW: Final = {
     "dq": r'\\"',
     "/": r"\\?/",
     "b": "",
+    "start": '"',
+    "end": '"',
+    "sq": "(?:\\\\\"|')",
+    "line": r'(?:[^"\\]|\\.)*',
     "lit": "(?:\\\\\"|['`])[^\\x00]*(?:\\\\\"|['`])",
-    "sc": r"[a-z0-9_$.([{/\\'`%;!+~-]",
+    "sc": r"[a-z0-9_$.([{/\\'`%;:!+~-]",
 }
 
 _HANDLERS: Final = (
@@ -57,17 +65,25 @@ _HEADERS: Final = (
 _OPERAND: Final = "(?:[0-9]+|{lit}|true|null)"
 
 TEXT: Final[dict[str, str]] = {
-    "script-tag": r"<{s}*{/}?{s}*script{b}",
+    "script-tag": r"<{s}*{/}?{s}*(?:[a-z]{{1,20}}{s}*:{s}*)?script{b}",
     "html-tag": (
         r"<(?:iframe|object|embed|applet|frameset|frame|base|isindex|bgsound|layer|ilayer|form|math|svg|portal)"
         r"(?:{s}|{/})+[a-z:-]+{s}*=|<meta(?:{s}|{/})[^>\x00]*http-equiv|<!(?:entity|element|attlist){s}"
+        r"|<\?import{s}|<[a-z]{{0,20}}:vmlframe{b}|charset{s}*={s}*{q}?{s}*utf-?7{b}"
+        r"|style{s}*=[^>\x00]*{b}(?:expression{s}*\(|behaviou?r{s}*:{s}*url)"
     ),
     "event-handler": (
-        r"<(?:[a-z?!]|{/})[^>\x00]*(?:{s}|{/}|{q})on[a-z]{{3,25}}{s}*=|(?:{q})(?:{s}|{/})*on(?:" + _HANDLERS + r"){s}*="
+        r"<(?:[a-z?!]|{/})[^>\x00]*(?:{s}|{/}|{q})on[a-z]{{3,25}}{s}*="
+        r"|(?:{q}|{start})(?:{s}|{/})*on(?:" + _HANDLERS + r"){s}*="
     ),
     "script-url": (
         r"(?:" + "|".join(_SPELLED.values()) + r"){s}*:(?:{sc}|{s}+[a-z_$.]+{s}*[(\[=`])"
+        r"|url{s}*\({s}*{q}?{s}*(?:java|vb)script{b}"
         r"|data:{s}*(?:text{/}(?:html|javascript|xml)|application{/}(?:xhtml\+xml|x?-?javascript))"
+    ),
+    "script-gadget": (
+        r"{b}constructor{s}*\.{s}*constructor{s}*\(|\.{s}*(?:call|apply|bind){s}*`{s}*\$\{{"
+        r"|(?:!\[\]|!!\[\]|\[\]){s}*\+{s}*(?:!\[\]|!!\[\]|\[\]){s}*[)+]"
     ),
     "sql-union": r"{b}union(?:{S}|\()+(?:(?:all|distinct)(?:{S}|\()+)?select{b}",
     "sql-tautology": (
@@ -77,8 +93,9 @@ TEXT: Final[dict[str, str]] = {
         # The same for a value without quotes.
         r"|{b}[0-9]+{S}*\)*{S}+(?:or|and|xor|having){S}+\(*{S}*" + _OPERAND
         + r"{S}*(?:=|<|>|!|{b}like{b}){S}*[=>]*{S}*(?:[0-9]|{q})"
-        # The rest of the statement is made a comment.
-        r"|{q}{S}*\)*{S}*;?{S}*--(?:{S}|-)|{q}{S}*\)*{S}*(?:or|and|\|\||&&){S}+[0-9a-z'(]+{S}*(?:--|#|/\*)"
+        # The rest of the statement is made a comment, in a short value that ends a quoted one.
+        r"|{q}{line}(?:--|;{S}*#){line}{end}"
+        r"|{sq}(?:or|and|xor)(?:{sq}|\()[a-z0-9]|/\*![0-9]{{5}}"
     ),
     "sql-stacked": (
         r";{S}*(?:drop{S}+(?:table|database|schema|view|user|index|procedure|function){b}"
@@ -93,7 +110,8 @@ TEXT: Final[dict[str, str]] = {
         r"|into{S}+(?:out|dump)file{S}*{q}|xp_(?:cmdshell|regread|regwrite|dirtree|fileexist|enumdsn)"
         r"|sp_(?:oacreate|makewebtask|execresultset|password){b}|utl_(?:http|inaddr|smtp|file){b}"
         r"|dbms_(?:pipe|lock|java|ldap|xmlgen){b}|extractvalue{S}*\(|updatexml{S}*\(|procedure{S}+analyse{S}*\("
-        r"|group_concat{S}*\(|ch(?:a)?r{S}*\({S}*[0-9]+{S}*(?:,{S}*[0-9]+{S}*)+\)|openrowset{S}*\(|unhex{S}*\()"
+        r"|lo_(?:import|export|get|put){S}*\(|pg_(?:read_file|ls_dir){S}*\(|sys_(?:eval|exec){S}*\(|db_name{S}*\("
+        r"|(?:{q}|\|\||=|,|{b}in|{b}and|{b}or){S}*\({S}*select{b}|group_concat{S}*\(|ch(?:a)?r{S}*\({S}*[0-9]+{S}*(?:,{S}*[0-9]+{S}*)+\)|openrowset{S}*\(|unhex{S}*\()"
     ),
     "sql-catalog": (
         r"{b}(?:information_schema{b}|sys(?:objects|columns|databases|users){b}|all_tables{b}|user_tables{b}"
@@ -101,7 +119,7 @@ TEXT: Final[dict[str, str]] = {
         r"|msys(?:objects|aces|queries){b}|sys\.(?:tables|columns|user_|all_))|@@(?:version|datadir|hostname|servername)"
     ),
     "header-injection": (
-        r"{nl}+(?: |\t)*(?:" + _HEADERS + r"){s}*:|{cr}[a-z][a-z0-9]*(?:-[a-z0-9]+)+:|{nl}HTTP{/}[0-9]"
+        r"{nl}{s}*(?:" + _HEADERS + r"){s}*:|{cr}[a-z][a-z0-9]*(?:-[a-z0-9]+)+:|{nl}HTTP{/}[0-9]"
     ),
     "terminal-escape": "[\\x1b\u0080-\u0084\u0086-\u009f]",
     "hidden-text": (
@@ -123,11 +141,11 @@ _NAMED_LINES: Final = r'(?:header|cookie|host|url|uri|subject|email|recipient|to
 
 
 def decoded(pattern: str) -> str:
-    return pattern.format_map(_DECODED)
+    return pattern.format(**_DECODED)
 
 
 def raw(pattern: str) -> str:
-    return pattern.format_map(_RAW)
+    return pattern.format(**_RAW)
 
 
 def suspicion(*, absolute: bool, fields: bool) -> PatternSet:
