@@ -2,9 +2,9 @@
 
 Data is found at run time, and none of it is part of the project:
 
-- recall: the cases of the OWASP Core Rule Set in ``$CONFORMANCE_DATA/crs`` (941 script, 942 SQL, 93010x traversal), each
-  case's values as arguments of one ``tools/call``; for traversal in a field named ``path``;
-- false positives: the standard library of this interpreter and, with ``--more DIRECTORY`` (npm's ``node_modules``, say),
+- recall: the cases of the OWASP Core Rule Set in ``$CONFORMANCE_DATA/crs`` (941 script, 942 SQL, 93010x traversal):
+  the values of each as arguments of one ``tools/call``; for traversal in a field named ``paths``;
+- false positives: the standard library of this interpreter and, with ``--more DIRECTORY`` (an npm ``node_modules``),
   other sources, each file the ``content`` of one ``tools/call`` that writes it;
 - cost: processor time of the whole stage over those files, and over a short ordinary message.
 """
@@ -82,7 +82,8 @@ def recall(screen: Screen, directory: Path) -> None:
     print(f"{'Core Rule Set':22}{'should be found':>18}{'found':>8}{'recall':>9}{'should not':>12}{'found':>8}")
     for group, _ in GROUPS_OF_RULES:
         want, got = totals[group, True], hits[group, True]
-        print(f"{group:22}{want:>18}{got:>8}{got / max(1, want):>9.1%}{totals[group, False]:>12}{hits[group, False]:>8}")
+        wrong = f"{totals[group, False]:>12}{hits[group, False]:>8}"
+        print(f"{group:22}{want:>18}{got:>8}{got / max(1, want):>9.1%}{wrong}")
     print("  found by:", ", ".join(f"{name} {count}" for name, count in by_detector.most_common()))
 
 

@@ -210,7 +210,7 @@ async def test_what_is_too_much_for_the_loop_is_looked_at_elsewhere(bench: Any) 
     there = await bench(CONTENT_POLICY="block")
     async with CLIENTS["tcp"](there.gateway) as client:
         await client.initialize()
-        many = [f"a & b {number}" for number in range(2000)]
+        many = [f"a &amp; b {number}" for number in range(2000)]
         assert "result" in await call(client, {"list": many}, "ok")
         answer = await call(client, {"list": [*many, SCRIPT]}, "bad")
         assert answer["error"]["data"] == {"rule": "script-tag", "pointer": "/params/arguments/list/2000"}

@@ -24,11 +24,12 @@ _DRIVE: Final = compiled(r"[A-Za-z]:")
 _SCHEME: Final = compiled(r"([A-Za-z][A-Za-z0-9+.-]{1,31}):(//[^/\\]*)?", groups=True)
 _WEB: Final = frozenset({"http", "https", "ws", "wss", "data", "mailto", "urn"})
 
-_WORDS: Final = compiled("[A-Z]+|[A-Z]?[a-z]+|[0-9]+")
+_WORDS: Final = compiled("[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _PATH_WORDS: Final = frozenset(
     {"path", "paths", "pathname", "file", "files", "filename", "filenames", "filepath", "filepaths", "dir", "dirs",
      "directory", "directories", "dirname", "folder", "folders", "cwd", "workdir", "basedir", "rootdir"}
 )  # fmt: skip
+_PATH_ENDS: Final = ("filepath", "filename", "pathname")
 _URI_WORDS: Final = frozenset({"uri", "uris"})
 _LINE_NAMES: Final = frozenset(
     {"header", "headers", "cookie", "cookies", "host", "url", "urls", "uri", "uris", "subject", "email", "recipient",
@@ -42,7 +43,7 @@ def is_path_name(key: str) -> bool:
     if len(key) > _LONGEST_NAME:
         return False
     words = [match.group().lower() for match in _WORDS.finditer(key)]
-    return bool(words) and (words[-1] in _PATH_WORDS or words[-1] in _URI_WORDS)
+    return bool(words) and (words[-1] in _PATH_WORDS or words[-1] in _URI_WORDS or words[-1].endswith(_PATH_ENDS))
 
 
 def is_line_name(key: str) -> bool:
