@@ -89,50 +89,50 @@ async def call(client: WireClient, arguments: Any, id_: str) -> dict[str, Any]:
     return await client.call("tools/call", {"name": "t", "arguments": arguments}, id=json.dumps(id_).encode())
 
 
-@pytest.mark.parametrize("transport", list(CLIENTS))
-async def test_flag_forwards_the_client_s_own_bytes(bench: Any, transport: str) -> None:
+async def test_flag_forwards_the_client_s_own_bytes(bench: Any) -> None:
     """The default: every attack reaches the server to the byte, and leaves a record that doesn't quote it."""
     there = await bench()
     sent = {}
-    async with CLIENTS[transport](there.gateway) as client:
-        await client.initialize()
-        for rule, arguments in ATTACKS.items():
-            params = json.dumps({"arguments": arguments, "name": "t"}, indent=None).replace("<", "\\u003c")
-            sent[rule] = params
-            await client.send(b'{"jsonrpc":"2.0","id":"%b","method":"tools/call","params":%b}' % (
-                rule.encode(), params.encode()
-            ))  # fmt: skip
-            assert "result" in await client.answer_to(f'"{rule}"'.encode())
+    for transport in CLIENTS:
+        async with CLIENTS[transport](there.gateway) as client:
+            await client.initialize()
+            for rule, arguments in ATTACKS.items():
+                params = json.dumps({"arguments": arguments, "name": "t"}, indent=None).replace("<", "\\u003c")
+                sent[rule] = params
+                await client.send(b'{"jsonrpc":"2.0","id":"%b","method":"tools/call","params":%b}' % (
+                    rule.encode(), params.encode()
+                ))  # fmt: skip
+                assert "result" in await client.answer_to(f'"{rule}"'.encode())
     lines = [line for line in there.record.read_text().splitlines() if "tools/call" in line]
-    assert all(any(params in line for line in lines) for params in sent.values())
-    records = await there.events("content.flagged", least=len(ATTACKS))
+    assert all(sum(params in line for line in lines) == 2 for params in sent.values())
+    records = await there.events("content.flagged", least=2 * len(ATTACKS))
     assert {record["rule"] for record in records} == set(ATTACKS)
     assert all(record["detail"]["pointer"].startswith("/params/arguments/") for record in records)
     assert "alert" not in json.dumps(records)
 
 
-@pytest.mark.parametrize("transport", list(CLIENTS))
-async def test_block_refuses_and_the_server_never_sees_it(bench: Any, transport: str) -> None:
+async def test_block_refuses_and_the_server_never_sees_it(bench: Any) -> None:
     """422 with the rule and the pointer, for small messages and large ones; ordinary calls pass."""
     there = await bench(CONTENT_POLICY="block")
-    async with CLIENTS[transport](there.gateway) as client:
-        await client.initialize()
-        for rule, arguments in ATTACKS.items():
-            for size, more in (("small", {}), ("large", {"z": LARGE})):
-                answer = await call(client, arguments | more, f"{rule} {size}")
-                assert answer["error"]["code"] == 422, (rule, size)
-                assert answer["error"]["data"]["rule"] == rule
-                assert answer["error"]["data"]["pointer"] == f"/params/arguments/{next(iter(arguments))}"
-        # A refused notification is not answered.
-        await client.send(
-            b'{"jsonrpc":"2.0","method":"notifications/x","params":{"a":%b}}' % json.dumps(SCRIPT).encode()
-        )
-        assert "result" in await call(client, {"text": "an ordinary text; it's fine", "path": "src/../a.py"}, "ok")
-        assert "result" in await call(client, {"text": LARGE}, "ok large")
-        assert await client.nothing_more() == []
-    assert there.seen() == [{"text": "an ordinary text; it's fine", "path": "src/../a.py"}, {"text": LARGE}]
+    for transport in CLIENTS:
+        async with CLIENTS[transport](there.gateway) as client:
+            await client.initialize()
+            for rule, arguments in ATTACKS.items():
+                for size, more in (("small", {}), ("large", {"z": LARGE})):
+                    answer = await call(client, arguments | more, f"{rule} {size}")
+                    assert answer["error"]["code"] == 422, (rule, size)
+                    assert answer["error"]["data"]["rule"] == rule
+                    assert answer["error"]["data"]["pointer"] == f"/params/arguments/{next(iter(arguments))}"
+            # A refused notification is not answered.
+            await client.send(
+                b'{"jsonrpc":"2.0","method":"notifications/x","params":{"a":%b}}' % json.dumps(SCRIPT).encode()
+            )
+            assert "result" in await call(client, {"text": "an ordinary text; it's fine", "path": "src/../a.py"}, "ok")
+            assert "result" in await call(client, {"text": LARGE}, "ok large")
+            assert await client.nothing_more() == []
+    assert there.seen() == 2 * [{"text": "an ordinary text; it's fine", "path": "src/../a.py"}, {"text": LARGE}]
     assert b"notifications/x" not in there.record.read_bytes()
-    records = await there.events("content.refused", least=2 * len(ATTACKS) + 1)
+    records = await there.events("content.refused", least=4 * len(ATTACKS) + 2)
     assert {record["rule"] for record in records} == set(ATTACKS)
     assert {record["outcome"] for record in records} == {"refused"}
 
@@ -150,22 +150,22 @@ async def test_off_looks_at_nothing(bench: Any) -> None:
     assert Counter(record["rule"] for record in refused) == {"prototype-pollution": 1}
 
 
-@pytest.mark.parametrize("transport", list(CLIENTS))
-async def test_strip_replaces_in_the_chosen_field_only(bench: Any, transport: str) -> None:
+async def test_strip_replaces_in_the_chosen_field_only(bench: Any) -> None:
     """What the rules file opts in is cut out of the message, in small ones and large ones; other fields stay."""
     rules = {"rules": [{"mode": "strip", "pointer": "/params/arguments/comment", "detectors": ["script", "terminal"]}]}
     there = await bench(rules=rules, CONTENT_POLICY="strip")
-    async with CLIENTS[transport](there.gateway) as client:
-        await client.initialize()
-        for number, more in enumerate(({}, {"z": LARGE})):
-            arguments = {"comment": "a <script>b\x1b[0m", "body": "<script>", **more}
-            message = {"method": "tools/call", "params": {"name": "t", "arguments": arguments}, "jsonrpc": "2.0"}
-            await client.send(json.dumps(message | {"id": number}).encode())
-            answer = await client.answer_to(str(number).encode())
-            assert answer["result"]["echo"]["arguments"] == {"comment": "a >b[0m", "body": "<script>", **more}
-    stripped = await there.events("content.stripped", least=2)
+    for transport in CLIENTS:
+        async with CLIENTS[transport](there.gateway) as client:
+            await client.initialize()
+            for number, more in enumerate(({}, {"z": LARGE})):
+                arguments = {"comment": "a <script>b\x1b[0m", "body": "<script>", **more}
+                message = {"method": "tools/call", "params": {"name": "t", "arguments": arguments}, "jsonrpc": "2.0"}
+                await client.send(json.dumps(message | {"id": number}).encode())
+                answer = await client.answer_to(str(number).encode())
+                assert answer["result"]["echo"]["arguments"] == {"comment": "a >b[0m", "body": "<script>", **more}
+    stripped = await there.events("content.stripped", least=4)
     assert {record["detail"]["pointer"] for record in stripped} == {"/params/arguments/comment"}
-    assert await there.events("content.flagged", least=2)
+    assert await there.events("content.flagged", least=4)
 
 
 async def test_rules_decide_by_tool_and_field(bench: Any) -> None:
@@ -246,38 +246,39 @@ def tools(tmp_path: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("transport", list(CLIENTS))
-async def test_arguments_are_validated_against_the_tool_s_schema(bench: Any, tools: str, transport: str) -> None:
+async def test_arguments_are_validated_against_the_tool_s_schema(bench: Any, tools: str) -> None:
     """422 with rule ``schema`` and the place; a schema that can't be used refuses; an unknown tool is not validated."""
     there = await bench("tool_lister.py", SCHEMA_VALIDATION="block", WORKERS="1", TOOLS=tools)
-    async with CLIENTS[transport](there.gateway) as client:
-        await client.initialize()
-        listed = await client.call("tools/list")
-        assert len(listed["result"]["tools"]) == 4
-        cases = [
-            ("light", {"count": 3, "name": "aaa"}, None),
-            ("light", {"count": 6}, "/params/arguments/count"),
-            ("light", {"other": 1}, "/params/arguments"),
-            ("light", {"name": "a" * 50_000 + "!"}, "/params/arguments/name"),
-            ("light", {"name": "a" * 300_000 + "!"}, "/params/arguments/name"),
-            ("light", {"name": "a" * 300_000}, None),
-            ("tree", {"next": {"next": {"n": 1}}}, None),
-            ("tree", {"next": {"next": {"n": "x"}}}, "/params/arguments/next/next/n"),
-            ("broken", {}, "/params/name"),
-            ("outside", {}, "/params/name"),
-            ("unknown", {"anything": 1}, None),
-        ]
-        for number, (tool, arguments, pointer) in enumerate(cases):
-            answer = await client.call("tools/call", {"name": tool, "arguments": arguments}, id=str(number).encode())
-            if pointer is None:
-                assert "result" in answer, (tool, number)
-            else:
-                assert answer["error"]["code"] == 422, (tool, number)
-                assert answer["error"]["data"] == {"rule": "schema", "pointer": pointer}
-        twice = b'{"jsonrpc":"2.0","id":99,"method":"tools/call","params":{"name":"light","arguments":%b}}'
-        await client.send(twice % b'{"count":9,"count":1}')
-        assert (await client.answer_to(b"99"))["error"]["data"]["rule"] == "schema"
-    assert len(there.seen()) == sum(pointer is None for _, _, pointer in cases)
+    for transport in CLIENTS:
+        async with CLIENTS[transport](there.gateway) as client:
+            await client.initialize()
+            listed = await client.call("tools/list")
+            assert len(listed["result"]["tools"]) == 4
+            cases = [
+                ("light", {"count": 3, "name": "aaa"}, None),
+                ("light", {"count": 6}, "/params/arguments/count"),
+                ("light", {"other": 1}, "/params/arguments"),
+                ("light", {"name": "a" * 50_000 + "!"}, "/params/arguments/name"),
+                ("light", {"name": "a" * 300_000 + "!"}, "/params/arguments/name"),
+                ("light", {"name": "a" * 300_000}, None),
+                ("tree", {"next": {"next": {"n": 1}}}, None),
+                ("tree", {"next": {"next": {"n": "x"}}}, "/params/arguments/next/next/n"),
+                ("broken", {}, "/params/name"),
+                ("outside", {}, "/params/name"),
+                ("unknown", {"anything": 1}, None),
+            ]
+            for number, (tool, arguments, pointer) in enumerate(cases):
+                params = {"name": tool, "arguments": arguments}
+                answer = await client.call("tools/call", params, id=str(number).encode())
+                if pointer is None:
+                    assert "result" in answer, (tool, number)
+                else:
+                    assert answer["error"]["code"] == 422, (tool, number)
+                    assert answer["error"]["data"] == {"rule": "schema", "pointer": pointer}
+            twice = b'{"jsonrpc":"2.0","id":99,"method":"tools/call","params":{"name":"light","arguments":%b}}'
+            await client.send(twice % b'{"count":9,"count":1}')
+            assert (await client.answer_to(b"99"))["error"]["data"]["rule"] == "schema"
+    assert len(there.seen()) == 2 * sum(pointer is None for _, _, pointer in cases)
     assert there.gateway.await_line(r"inputSchema of tool 'broken' can't be used")
 
 
@@ -295,19 +296,19 @@ async def test_a_schema_may_only_be_flagged(bench: Any, tools: str) -> None:
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 
 
-@pytest.mark.parametrize("transport", list(CLIENTS))
-async def test_secrets_in_answers_are_kept_back(bench: Any, transport: str) -> None:
+async def test_secrets_in_answers_are_kept_back(bench: Any) -> None:
     """With ``block`` the answer is an error in its place; with ``flag`` it passes with a record; default: unseen."""
     there = await bench(CONTENT_POLICY_OUTBOUND="block")
-    async with CLIENTS[transport](there.gateway) as client:
-        await client.initialize()
-        answer = await call(client, {"echo": f"line\n{KEY}"}, "1")
-        assert answer["error"]["code"] == 422
-        assert answer["error"]["data"]["rule"] == "secret-aws-key"
-        assert KEY not in json.dumps(answer)
-        assert "result" in await call(client, {"echo": "nothing"}, "2")
-    (refused,) = await there.events("content.refused", least=1)
-    assert refused["rule"] == "secret-aws-key"
+    for transport in CLIENTS:
+        async with CLIENTS[transport](there.gateway) as client:
+            await client.initialize()
+            answer = await call(client, {"echo": f"line\n{KEY}"}, "1")
+            assert answer["error"]["code"] == 422
+            assert answer["error"]["data"]["rule"] == "secret-aws-key"
+            assert KEY not in json.dumps(answer)
+            assert "result" in await call(client, {"echo": "nothing"}, "2")
+    refused = await there.events("content.refused", least=2)
+    assert {record["rule"] for record in refused} == {"secret-aws-key"}
     assert KEY not in json.dumps(refused)
 
 
