@@ -16,7 +16,8 @@ import attrs
 import msgspec
 import trio
 
-from actors.policy.jsonrpc import INVALID_REQUEST, Refusal, parse_client
+from actors.policy.content.checks import Checks
+from actors.policy.jsonrpc import INVALID_REQUEST, Refusal, parse_client, splice
 from ipc.context import Context
 from ipc.errors import MalformedFrame
 from ipc.fdpass import DescriptorLink
@@ -64,6 +65,7 @@ class Validator:
     """Answers each Validate with Valid or Invalid, on the link that it came by."""
 
     maximum: int  # bytes of one message
+    checks: Checks
     valid: int = 0
     invalid: int = 0
     bytes: int = 0
@@ -76,6 +78,9 @@ class Validator:
             raw = read_sealed(fds[0], request.size, self.maximum)
             self.bytes += len(raw)
             envelope = parse_client(raw, max_depth=request.max_depth)
+            findings, edits = self.checks.whole(raw, envelope, request.schema)
+            if edits:
+                envelope = parse_client(splice(raw, edits), max_depth=request.max_depth)
         except Refusal as refusal:
             self.invalid += 1
             data = b"" if refusal.data is None else msgspec.json.encode(refusal.data)
@@ -93,7 +98,8 @@ class Validator:
             log.warning("no memory to check a message of %d bytes", request.size)
             return Invalid(request.ticket, _TOO_LARGE, "too large to be checked", b"null", False, rule="memory")
         self.valid += 1
-        return Valid(request.ticket, envelope)
+        rows: list[tuple[str, str, str]] = [(finding.rule, finding.pointer, finding.mode) for finding in findings]
+        return Valid(request.ticket, envelope, rows, list(edits))
 
     async def serve(self, link: DescriptorLink) -> None:
         """Until the link ends. A peer that breaks its rules loses it."""
@@ -137,7 +143,7 @@ def _shortened(verdict: Valid | Invalid) -> Invalid:
 
 async def main(context: Context) -> None:
     """The actor ``validator``."""
-    validator = Validator(context.settings.max_request_size)
+    validator = Validator(context.settings.max_request_size, Checks(context.settings))
     served: set[int] = set()  # by identity: the supervisor replaces a link under the same key
     context.ready()
     async with trio.open_nursery() as nursery:

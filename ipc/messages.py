@@ -476,11 +476,17 @@ class Validate(Message, frozen=True):
     ticket: int
     size: int
     max_depth: int
+    schema: bytes = b""  # of the arguments of a tools/call, as JSON; empty: they are not validated
 
 
 class Valid(Message, frozen=True):
+    """What the content policy found is beside it: (rule, pointer, mode), and what is to be replaced before the message
+    goes on: (start, end, bytes), ascending. ``envelope`` is that of the message with them."""
+
     ticket: int
     envelope: Envelope
+    findings: list[tuple[str, str, str]] = []
+    edits: list[tuple[int, int, bytes]] = []
 
 
 class Invalid(Message, frozen=True):

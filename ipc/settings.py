@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from .authorization import Authorization
+from .content import ContentRules
 
 Profile = Literal["development", "production"]
 Role = Literal["supervisor", "edge", "policy", "validator", "bridge", "admin"]
@@ -136,6 +137,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_frame_rate: int = 2_000  # a second
     content_policy: Literal["off", "flag", "block", "strip"] = "flag"
     content_policy_rules: str = ""
+    content_policy_outbound: Literal["off", "flag", "block"] = "off"
+    content: ContentRules = ContentRules()  # what the rules file says
     schema_validation: Literal["off", "flag", "block"] = "off"
 
     # HTTP.
@@ -240,6 +243,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         }
         if role != "edge":
             blanked["authorization"] = Authorization()
+        if role not in ("edge", "validator"):
+            blanked["content"] = ContentRules()
         blanked["upstreams"] = tuple(_upstream_for(upstream, role) for upstream in self.upstreams)
         return msgspec.structs.replace(self, **blanked)
 

@@ -58,6 +58,8 @@ class Answers:
                 if call is None:
                     self.hub.count("late")
                     return
+                if call.method == "tools/list":
+                    self.hub.catalogue.learn(connection.upstream, raw)
                 if call.method == "initialize":
                     self._initialized(connection, raw)
                 elif call.method in LIST_METHODS:
@@ -70,6 +72,11 @@ class Answers:
                     return
                 if call.deadline_ns and connection.route is not None:
                     call.deadline_ns = min(self.hub.now + connection.route.timeout_ns, call.limit_ns)
+        if self.hub.screening.results is not None:
+            shown = self.hub.screening.shown(connection, call, final, raw)
+            if shown is None:
+                return
+            raw = shown
         if connection.out_bytes and connection.out_bytes + len(raw) > self.hub.settings.max_buffer_size:
             # It doesn't read what it asked for. A word about each answer that is dropped still fits; when not even
             # that does, the hub closes the connection.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
@@ -24,6 +24,7 @@ from .tls import Tls
 from .ws import WsReceiver
 
 if TYPE_CHECKING:
+    from actors.policy.content.screen import Finding
     from actors.policy.jsonrpc import Refusal
 
     from .authorising import Standing
@@ -69,12 +70,16 @@ class Call:
 
 @attrs.define(slots=True, eq=False)
 class Item:
-    """One complete message on its way through the checks; in the end ``envelope`` or ``refusal`` is set."""
+    """One complete message on its way through the checks; in the end ``envelope`` or ``refusal`` is set.
+
+    Both are when its content is what is refused.
+    """
 
     raw: bytes
     stamps: int = 0
     envelope: Envelope | None = None
     refusal: Refusal | None = None
+    findings: Sequence[Finding] = ()  # of the content policy, not recorded yet
 
 
 @attrs.define(slots=True, eq=False)

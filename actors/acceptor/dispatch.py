@@ -176,6 +176,14 @@ class Dispatch:
             return True
         if grant is None and self.hub.login.turned_away(connection):
             return True
+        if (
+            not item.stamps & pipeline.CONTENT
+            and grant is not None
+            and envelope is not None
+            and item.refusal is None
+            and not self.hub.screening.looked_at(connection, item, envelope, now)
+        ):
+            return False
         if not item.stamps & pipeline.RATE:
             # Whoever isn't authenticated pays from the budget of the address: reconnecting renews nothing.
             keys = grant.limit_keys if grant is not None else (connection.key,)
@@ -186,9 +194,12 @@ class Dispatch:
         if grant is None:
             self.hub.login.before(connection, item)
             return True
-        if envelope is None:
+        envelope = item.envelope  # anew: what was stripped is gone from it
+        if envelope is None or item.refusal is not None:
             self.invalid(connection, item)
             return True
+        if item.findings:
+            self.hub.screening.record(connection, item, envelope)
         if envelope.kind == "request" and envelope.method in SESSION_METHODS:
             self.hub.login.session_method(connection, item, envelope)
             return True
@@ -207,8 +218,9 @@ class Dispatch:
 
     def validated(self, connection: Connection, item: Item) -> None:
         """The validator's verdict on a large message has been put into ``item``."""
-        if item.envelope is not None:
+        if item.envelope is not None and item.refusal is None:
             item.stamps |= pipeline.ENVELOPE
+            self.hub.screening.validated(item)
         connection.parked_for = ""
         self.resume(connection)
 
@@ -216,7 +228,10 @@ class Dispatch:
         """Answer a message that the validator refused."""
         refusal = item.refusal
         assert refusal is not None  # noqa: S101 - an item has an envelope or a refusal
-        content = refusal.code == 422
+        content = refusal.code == jsonrpc.CONTENT_REFUSED
+        detail: dict[str, str | int | float | bool] = {"code": refusal.code}
+        if content and refusal.data is not None:
+            detail["pointer"] = str(refusal.data.get("pointer", ""))[:256]
         self.hub.offence(connection, "content" if content else "malformed")
         self.hub.event(
             connection,
@@ -225,9 +240,9 @@ class Dispatch:
             outcome="refused",
             rule=refusal.rule,
             reason=refusal.message,
-            detail={"code": refusal.code},
+            detail=detail,
         )
-        self.hub.count("invalid")
+        self.hub.count("content_refused" if content else "invalid")
         if not refusal.notification:
             connection.send_message(jsonrpc.error_reply(refusal.id, refusal.code, refusal.message, refusal.data))
 

@@ -52,6 +52,7 @@ from .arrivals import Arrivals
 from .authorising import Authorising
 from .blocklist import Blocklist
 from .budget import Budget
+from .catalogue import Catalogue
 from .closed_door import drop_everything
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
@@ -66,6 +67,7 @@ from .misdeeds import Misdeeds
 from .prefaces import Prefaces
 from .revocation import Revocation
 from .routes import Routes
+from .screening import Screening
 from .tcp_upstream import TcpUpstream
 from .tls import why
 from .wheel import TimerWheel
@@ -147,6 +149,8 @@ class Hub:
         self.routes = Routes(self)
         self.large = LargeMessages(self)
         self.authorising = Authorising(self)
+        self.catalogue = Catalogue()
+        self.screening = Screening(self)
         self.dispatch = Dispatch(self)
         self.answers = Answers(self)
         self.login = Login(self)

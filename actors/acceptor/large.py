@@ -12,7 +12,8 @@ import attrs
 import msgspec
 import trio
 
-from actors.policy.jsonrpc import Refusal
+from actors.policy.content.screen import Finding
+from actors.policy.jsonrpc import Refusal, splice
 from ipc.errors import MalformedFrame
 from ipc.messages import Invalid, LinksChanged, Message, Valid, Validate
 
@@ -36,6 +37,7 @@ class _Pending:
     connection: Connection
     item: Item
     deadline_ns: int
+    schema: bytes = b""
     tries: int = 0
 
 
@@ -53,11 +55,15 @@ class LargeMessages:
         self._next = 1
         self._changed = trio.Event()
 
-    def validate(self, connection: Connection, item: Item, now: int) -> None:
-        """Start; the verdict goes into ``item`` and ``Dispatch.validated`` is called."""
+    def validate(self, connection: Connection, item: Item, now: int, schema: bytes = b"") -> None:
+        """Start; the verdict goes into ``item`` and ``Dispatch.validated`` is called.
+
+        Args:
+            schema: of the arguments, where it is known already that they are to be validated.
+        """
         ticket = self._next
         self._next += 1
-        self._pending[ticket] = _Pending(connection, item, now + WAIT_NS)
+        self._pending[ticket] = _Pending(connection, item, now + WAIT_NS, schema)
         self._hub.wheel.add(now + WAIT_NS, functools.partial(self._expire, ticket))
         self._send(ticket)
 
@@ -83,7 +89,7 @@ class LargeMessages:
             while view:
                 view = view[os.write(fd, view) :]
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-            link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth), [fd])
+            link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth, pending.schema), [fd])
             pending.tries += 1
         except BlockingIOError:
             self._queue.append(ticket)
@@ -121,6 +127,8 @@ class LargeMessages:
                 self._hub.event(
                     pending.connection, "message.invalid", severity="error", outcome="refused", reason="quarantined"
                 )
+                if pending.schema:
+                    self._hub.screening.condemn(pending.connection, pending.schema)
                 self._refuse(ticket, 503, "quarantined")
             else:
                 self._send(ticket)
@@ -139,7 +147,17 @@ class LargeMessages:
             return
         item = pending.item
         if isinstance(message, Valid):
+            schema = b"" if pending.schema else self._hub.screening.schema(pending.connection, message.envelope)
+            if schema:  # only now is it known what it calls: once more, with that
+                item.envelope = message.envelope
+                pending.schema, pending.tries = schema, 0
+                self._pending[message.ticket] = pending
+                self._send(message.ticket)
+                return
             item.envelope = message.envelope
+            item.findings = [Finding(*row) for row in message.findings]  # type: ignore[arg-type]
+            if message.edits:
+                item.raw = splice(item.raw, message.edits)
         else:
             data = msgspec.json.decode(message.data, type=dict[str, object]) if message.data else None
             item.refusal = Refusal(
@@ -159,7 +177,15 @@ class LargeMessages:
     def _refuse(self, ticket: int, code: int, reason: str) -> None:
         pending = self._pending.pop(ticket)
         data: dict[str, object] = {"reason": reason, "retryAfterMs": 1000}
-        pending.item.refusal = Refusal(code, "not available now", rule=reason, data=data)
+        envelope = pending.item.envelope  # known where only the content is still to be looked at
+        pending.item.refusal = Refusal(
+            code,
+            "not available now",
+            rule=reason,
+            id=envelope.id or b"null" if envelope is not None else b"null",
+            notification=envelope is not None and envelope.kind != "request",
+            data=data,
+        )
         self._hub.post(functools.partial(self._resume, pending))
 
     def _resume(self, pending: _Pending) -> None:

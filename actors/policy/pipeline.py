@@ -12,6 +12,8 @@ SIZE: Final = 1
 """Bounded before it was read: the codec's limit."""
 ENVELOPE: Final = 2
 """UTF-8, well-formed JSON, a JSON-RPC 2.0 envelope, nesting, forbidden keys."""
+CONTENT: Final = 64
+"""The content policy has looked at it, and the tool's schema where arguments are validated."""
 PRINCIPAL: Final = 4
 """The connection bears a grant that is valid now."""
 RATE: Final = 8
@@ -21,14 +23,15 @@ AUTHORISATION: Final = 16
 CIRCUIT: Final = 32
 """Its upstream's breaker lets it pass."""
 
-STAGES: Final = (SIZE, ENVELOPE, PRINCIPAL, RATE, AUTHORISATION, CIRCUIT)
-FORWARD: Final = SIZE | ENVELOPE | PRINCIPAL | RATE | AUTHORISATION | CIRCUIT
+STAGES: Final = (SIZE, ENVELOPE, PRINCIPAL, CONTENT, RATE, AUTHORISATION, CIRCUIT)
+FORWARD: Final = SIZE | ENVELOPE | PRINCIPAL | CONTENT | RATE | AUTHORISATION | CIRCUIT
 """What a message bears when it may be forwarded."""
 
 _NAMES: Final = {
     SIZE: "size",
     ENVELOPE: "envelope",
     PRINCIPAL: "principal",
+    CONTENT: "content",
     RATE: "rate",
     AUTHORISATION: "authorisation",
     CIRCUIT: "circuit",

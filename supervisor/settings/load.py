@@ -9,7 +9,7 @@ import attrs
 
 from ipc.settings import Profile, Settings
 
-from . import authorization, flags, upstreams
+from . import authorization, content, flags, upstreams
 from .checks import check
 from .flags import Action
 from .problems import ConfigurationError, Problem, shown
@@ -18,6 +18,7 @@ from .sources import Found, Raw, collect
 from .variables import (
     AUTHORIZATION_POLICY,
     BY_NAME,
+    CONTENT_POLICY_RULES,
     MCP_CONFIG,
     MCP_UPSTREAM,
     PROFILE,
@@ -56,7 +57,10 @@ def load(argv: Sequence[str], environ: Mapping[str, str], cwd: str | Path) -> Lo
     policy = authorization.read(fields, found.raw.get(AUTHORIZATION_POLICY.name), servers)
     problems.extend(policy.problems)
     warnings.extend(policy.warnings)
-    settings = Settings(**fields, authorization=policy.authorization)
+    rules = content.read(fields, found.raw.get(CONTENT_POLICY_RULES.name))
+    problems.extend(rules.problems)
+    warnings.extend(rules.warnings)
+    settings = Settings(**fields, authorization=policy.authorization, content=rules.content)
     origins = _origins(found, given, profile)
     # Values that could not be parsed stand at their defaults here: what is found wrong with those is not the
     # operator's doing, and is left out.

@@ -32,9 +32,6 @@ ROWS: tuple[Unavailable, ...] = (
         "the limit over all connections is not in this release; MAX_BUFFER_SIZE bounds each of them",
         refuse=False,
     ),
-    Unavailable("CONTENT_POLICY", ("off", "flag"), "refusing content is not in this release; only off and flag are"),
-    Unavailable("CONTENT_POLICY_RULES", ("",), "content rules are not in this release; unset it"),
-    Unavailable("SCHEMA_VALIDATION", ("off",), "schema validation is not in this release; set SCHEMA_VALIDATION=off"),
     Unavailable("REDIS_ENABLED", (False,), "sharing through Valkey or Redis is not in this release; set it to false"),
 )
 

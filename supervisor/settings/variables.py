@@ -83,6 +83,10 @@ AUTHORIZATION_POLICY = Variable(
     "AUTHORIZATION_POLICY", values.readable_file, "", "File with allow and deny rules (.json or .toml)."
 )
 
+CONTENT_POLICY_RULES = Variable(
+    "CONTENT_POLICY_RULES", values.readable_file, "", "File that narrows the content policy (.json)."
+)
+
 UPSTREAM_SOURCES = (MCP_CONFIG, MCP_UPSTREAM)
 """Both end up in ``Settings.upstreams``."""
 
@@ -194,7 +198,10 @@ GROUPS: dict[str, tuple[Variable, ...]] = {
         Variable("MAX_JSON_DEPTH", integer(1, 512), 64, "Nesting of a message."),
         Variable("MAX_FRAME_RATE", _UNITS, 2_000, "WebSocket frames a second."),
         Variable("CONTENT_POLICY", choice("off", "flag", "block", "strip"), "flag", "What the detectors do."),
-        Variable("CONTENT_POLICY_RULES", values.readable_file, "", "File that narrows the content policy."),
+        CONTENT_POLICY_RULES,
+        Variable(
+            "CONTENT_POLICY_OUTBOUND", choice("off", "flag", "block"), "off", "Look for secrets in servers' answers."
+        ),
         Variable("SCHEMA_VALIDATION", choice("off", "flag", "block"), "off", "Check arguments against inputSchema."),
     ),
     "HTTP": (

@@ -37,8 +37,8 @@ def test_stages_are_distinct_bits() -> None:
 
 
 def test_the_order_is_the_contract_s() -> None:
-    """Size, envelope, principal, rate, authorisation, breaker."""
-    assert pipeline.missing(0) == ("size", "envelope", "principal", "rate", "authorisation", "circuit")
+    """Size, envelope, principal, content, rate, authorisation, breaker."""
+    assert pipeline.missing(0) == ("size", "envelope", "principal", "content", "rate", "authorisation", "circuit")
 
 
 def forwards(tree: ast.AST) -> Iterator[tuple[ast.FunctionDef, ast.Call]]:
@@ -83,4 +83,4 @@ def test_each_stamp_is_given_by_the_module_that_checks(stage: str) -> None:
         or (isinstance(node, ast.Call) and f"pipeline.{stage}" in map(ast.unparse, node.args))
     ]
     modules = {place.partition(":")[0] for place in places}
-    assert modules == {"authorising" if stage == "AUTHORISATION" else "dispatch"}
+    assert modules == {{"AUTHORISATION": "authorising", "CONTENT": "screening"}.get(stage, "dispatch")}

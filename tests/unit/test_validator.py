@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -20,6 +19,7 @@ from ipc.context import Context
 from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Delivery, Mailbox
 from ipc.messages import AnyMessage, Describe, Description, Drain, Invalid, LinksChanged, Message, Valid, Validate
+from ipc.settings import Settings
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 MAXIMUM = 1 << 20
@@ -75,7 +75,7 @@ async def running() -> AsyncIterator[Bench]:
         name="validator",
         worker="validator",
         incarnation=1,
-        settings=cast("Any", SimpleNamespace(max_request_size=MAXIMUM)),
+        settings=Settings(max_request_size=MAXIMUM),
         mailbox=mailbox,
         address=cast("Any", None),
         peers=lambda kind: (),

@@ -1,0 +1,185 @@
+"""The arguments of a ``tools/call`` against the ``inputSchema`` that its server gave for the tool.
+
+The schema is a server's, so it is bounded like everything else that comes from one: in its size, its depth and the
+size of its compiled patterns, which are of an engine that never backtracks. It refers to nothing outside of itself.
+A schema that says in a few bytes what takes long to check (by references to itself, by references that multiply, by
+long patterns, or for many arguments) is *heavy*: such a check belongs into a process that may be killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, Final
+
+import attrs
+import jsonschema_rs
+import msgspec
+
+MOST_BYTES: Final = 65_536
+MOST_DEPTH: Final = 64
+_PATTERN_BYTES: Final = 262_144  # of one compiled pattern
+_MOST_KEPT: Final = 256
+_LIGHT_NODES: Final = 2_000  # of a schema with its references written out
+_LIGHT_PATTERNS: Final = 1_024  # characters of all patterns
+_LIGHT_WORK: Final = 2_000_000  # nodes times bytes of the arguments
+_LONGEST_CHAIN: Final = 8  # of references through references
+_LONGEST_NUMBER: Final = 64
+
+
+class Unusable(ValueError):
+    """The schema can't be used; the text says why, without quoting it."""
+
+
+@attrs.frozen(eq=False)
+class Schema:
+    validator: Any  # of jsonschema_rs, which has one class for each draft
+    nodes: int
+    heavy: bool
+
+    def is_heavy_for(self, size: int) -> bool:
+        """Whether arguments of so many bytes may take longer than other clients should wait."""
+        return self.heavy or self.nodes * size > _LIGHT_WORK
+
+    def fault(self, arguments: bytes) -> str | None:
+        """The JSON pointer, from the arguments, of the first thing that doesn't fit; None when everything does."""
+        try:
+            instance = json.loads(arguments, object_pairs_hook=_members, parse_int=_integer)
+        except (ValueError, RecursionError):  # a name that occurs twice: nobody can tell which one is meant
+            return ""
+        try:
+            error = next(iter(self.validator.iter_errors(instance)), None)
+        except (ValueError, RecursionError, OverflowError):  # what it can't read it can't vouch for
+            return ""
+        if error is None:
+            return None
+        return pointer(error.instance_path)
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """RFC 6901, cut to what can be told."""
+    return "".join("/" + str(part)[:64].replace("~", "~0").replace("/", "~1") for part in path)[:512]
+
+
+def compile_schema(text: bytes) -> Schema:
+    """Raises Unusable."""
+    if len(text) > MOST_BYTES:
+        raise Unusable(f"longer than {MOST_BYTES} bytes")
+    try:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        raise Unusable("not JSON") from None
+    if not isinstance(document, dict | bool):
+        raise Unusable("neither an object nor a boolean")
+    weight = _Weight(document)
+    nodes = weight.of(document, 0)
+    try:
+        validator = jsonschema_rs.validator_for(
+            document,
+            pattern_options=jsonschema_rs.RegexOptions(size_limit=_PATTERN_BYTES, dfa_size_limit=_PATTERN_BYTES),
+            offline=True,  # neither network nor files
+            validate_formats=False,
+        )
+    except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
+        raise Unusable(f"does not compile ({type(error).__name__})") from None
+    heavy = weight.heavy or nodes > _LIGHT_NODES or weight.patterns > _LIGHT_PATTERNS
+    return Schema(validator, nodes, heavy)
+
+
+class Schemas:
+    """Compiled once each, and kept: the latest ones, by digest."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, Schema | Unusable] = OrderedDict()
+
+    def condemn(self, text: bytes) -> None:
+        """A check with that schema took a process down: it can't be used."""
+        self._kept[sha256(text).digest()] = Unusable("of no end")
+
+    def of(self, text: bytes) -> tuple[Schema | None, str]:
+        """The schema, or why it can't be used, the first time with the reason and then without."""
+        digest = sha256(text).digest()
+        known = self._kept.get(digest)
+        reason = ""
+        if known is None:
+            try:
+                known = compile_schema(text)
+            except Unusable as error:
+                known, reason = error, str(error)
+            self._kept[digest] = known
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(digest)
+        return (known, "") if isinstance(known, Schema) else (None, reason)
+
+
+class _Weight:
+    """How much checking a schema asks for, at most, for one value of the arguments."""
+
+    def __init__(self, document: object) -> None:
+        self._document = document
+        self._known: dict[str, int] = {}
+        self._open: set[str] = set()
+        self.heavy = False
+        self.patterns = 0
+
+    def of(self, schema: object, depth: int) -> int:
+        if depth > MOST_DEPTH:
+            raise Unusable(f"nested deeper than {MOST_DEPTH}")
+        if isinstance(schema, list):
+            return 1 + sum(self.of(part, depth + 1) for part in schema)
+        if not isinstance(schema, dict):
+            return 1
+        total = 1
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str):
+                total += self._referred(value)
+            elif key in ("$dynamicRef", "$recursiveRef", "uniqueItems", "unevaluatedProperties", "unevaluatedItems"):
+                self.heavy = True
+            elif key == "pattern" and isinstance(value, str):
+                self.patterns += len(value)
+                total += 10
+            elif key == "patternProperties" and isinstance(value, dict):
+                self.patterns += sum(map(len, value))
+                total += 10 * len(value) + self.of(value, depth + 1)
+            elif key not in ("$defs", "definitions"):
+                total += self.of(value, depth + 1)
+            elif isinstance(value, dict):  # counted where it is referred to; here only looked through
+                for part in value.values():
+                    self.of(part, depth + 2)
+        return min(total, 1 << 40)
+
+    def _referred(self, reference: str) -> int:
+        if reference in self._known:
+            return self._known[reference]
+        if not reference.startswith("#"):
+            raise Unusable("refers to something outside of itself")
+        readable = reference == "#" or reference.startswith("#/")
+        if reference in self._open or len(self._open) >= _LONGEST_CHAIN or not readable:
+            self.heavy = True
+            return 1
+        target: object = self._document
+        for part in reference.split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or key not in target:
+                self.heavy = True  # of a list, or percent-encoded: the compiler knows better
+                return 1
+            target = target[key]
+        self._open.add(reference)
+        self._known[reference] = weight = self.of(target, 0)
+        self._open.discard(reference)
+        return weight
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= _LONGEST_NUMBER else float(text)
