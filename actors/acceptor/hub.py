@@ -522,7 +522,7 @@ class Hub:
         """The settings were read anew. Only what the new ones forbid ends."""
         self.settings = self.context.settings
         self.audit.policy = self.settings.audit_on_full
-        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.handshakes):
+        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.screening, self.handshakes):
             part.configure()
         for connection in list(self.connections.values()):
             if connection.stage is Stage.OPEN:

@@ -34,7 +34,11 @@ class Screening:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        settings = hub.settings
+        self.configure()
+
+    def configure(self) -> None:
+        """Go by the hub's settings."""
+        settings = self.hub.settings
         self._checks = Checks(settings)
         outbound = settings.content_policy_outbound
         self.results: Literal["flag", "block"] | None = None if outbound == "off" else outbound

@@ -14,8 +14,8 @@ import msgspec
 from ipc.messages import AuditEvent
 
 WINDOW_NS = 1_000_000_000
-# Failed authentications are few and each matters; only a flood of them is counted instead of listed.
-_ALLOWED = {"auth.failed": 10}
+# These are no refusals, or few and each matters; only a flood of them is counted instead of listed.
+_ALLOWED = {"auth.failed": 10, "content.flagged": 10, "content.stripped": 10}
 
 Kind = tuple[str, ...]
 
