@@ -96,6 +96,7 @@ class _Connection(trio_websocket.WebSocketConnection):
         self._kept = bytearray()
         self._tail = b""
         self._length = 0
+        self.over = trio.Event()  # nothing more will come, though the server may leave the connection open
 
     async def _handle_message_event(
         self, event: wsproto.events.BytesMessage | wsproto.events.TextMessage
@@ -119,6 +120,11 @@ class _Connection(trio_websocket.WebSocketConnection):
             text, self._kept = bytes(self._kept), bytearray()
             tail, self._tail = self._tail, b""
             await self._take_message(text if length <= self._limit else Oversize(text, tail, length))
+
+
+    async def _handle_close_connection_event(self, event: wsproto.events.CloseConnection) -> None:
+        self.over.set()
+        await super()._handle_close_connection_event(event)
 
 
 class WsLink(Link):
@@ -172,13 +178,10 @@ class WsLink(Link):
         reason = "the connection was lost"
         try:
             async with trio.open_nursery() as nursery:
-                reading = trio.Event()
 
                 async def read() -> None:
-                    try:
-                        await connection._reader_task()  # noqa: SLF001 - what wrap_client_stream starts, for a subclass
-                    finally:
-                        reading.set()
+                    await connection._reader_task()  # noqa: SLF001 - what wrap_client_stream starts, for a subclass
+                    connection.over.set()
 
                 nursery.start_soon(read)
                 with trio.move_on_after(UPGRADE_S):
@@ -191,7 +194,7 @@ class WsLink(Link):
                     nursery.cancel_scope.cancel()
                     reason = "the server insists on another subprotocol"
                 else:
-                    reason = await self._talk(connection, reading, nursery)
+                    reason = await self._talk(connection, nursery)
         except BaseExceptionGroup as group:
             # ValueError: a handshake that isn't ASCII makes the library raise UnicodeDecodeError.
             theirs, ours = group.split(
@@ -202,7 +205,7 @@ class WsLink(Link):
             reason = _whose_fault(theirs)
         return reason
 
-    async def _talk(self, connection: _Connection, reading: trio.Event, nursery: trio.Nursery) -> str:
+    async def _talk(self, connection: _Connection, nursery: trio.Nursery) -> str:
         ended: list[str] = []
 
         async def end_with(task: Callable[[_Connection], Awaitable[str]]) -> None:
@@ -224,7 +227,7 @@ class WsLink(Link):
             nursery.start_soon(end_with, self._write)
             nursery.start_soon(end_with, self._keep_alive)
             nursery.start_soon(end_when_asked)
-            await reading.wait()
+            await connection.over.wait()
         if not ended and not self.ending.is_set():
             ended.append(_closing(connection.closed))
         with trio.move_on_after(CLOSE_S):
