@@ -121,7 +121,7 @@ async def test_health_checks_open_and_close_the_breaker_of_every_kind(
     close by themselves when the servers go on. Nobody has called in all that time."""
     port_file = tmp_path / "port"
     program = [sys.executable, str(UPSTREAMS / "two_era.py")]
-    tcp = subprocess.Popen([*program, "--tcp", str(port_file)])
+    tcp = await trio.to_thread.run_sync(lambda: subprocess.Popen([*program, "--tcp", str(port_file)]))
     try:
         with trio.fail_after(30):
             while not port_file.exists():
@@ -138,33 +138,37 @@ async def test_health_checks_open_and_close_the_breaker_of_every_kind(
             "CIRCUITBREAKER_SUCCESSES_TO_CLOSE": "2",
         }
         gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=config, environment=environment))
-        async with tcp_client(gateway, server="stdio") as one, tcp_client(gateway, server="tcp") as two:
-            async with tcp_client(gateway, server="ws") as three, tcp_client(gateway, server="modern") as four:
-                for client in (one, two, three):
-                    assert "result" in await client.initialize()
-                assert "result" in await four.call("tools/list", {"_meta": MODERN})
-                document = await until(
-                    gateway, lambda upstreams: all(one["state"] == "up" for one in upstreams.values())
-                )
-                stdio = document["upstreams"]["stdio"]["instances"][0]["pid"]
-                assert stdio in gateways.descendants(gateway.pid)
-                pids = [stdio, tcp.pid, *(server.process.pid for server in servers.values())]
+        async with (
+            tcp_client(gateway, server="stdio") as one,
+            tcp_client(gateway, server="tcp") as two,
+            tcp_client(gateway, server="ws") as three,
+            tcp_client(gateway, server="modern") as four,
+        ):
+            for client in (one, two, three):
+                assert "result" in await client.initialize()
+            assert "result" in await four.call("tools/list", {"_meta": MODERN})
+            document = await until(
+                gateway, lambda upstreams: all(one["state"] == "up" for one in upstreams.values())
+            )
+            stdio = document["upstreams"]["stdio"]["instances"][0]["pid"]
+            assert stdio in gateways.descendants(gateway.pid)
+            pids = [stdio, tcp.pid, *(server.process.pid for server in servers.values())]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                for name in config:
+                    await until(gateway, lambda upstreams, name=name: upstreams[name]["breaker"] != "closed")
+                assert health(gateway)["status"] != "healthy"
+            finally:
                 for pid in pids:
-                    os.kill(pid, signal.SIGSTOP)
-                try:
-                    for name in config:
-                        await until(gateway, lambda upstreams, name=name: upstreams[name]["breaker"] != "closed")
-                    assert health(gateway)["status"] != "healthy"
-                finally:
-                    for pid in pids:
-                        os.kill(pid, signal.SIGCONT)
-                await until(gateway, lambda upstreams: all(one["breaker"] == "closed" for one in upstreams.values()))
-                await until(
-                    gateway,
-                    lambda upstreams: not any(i["silent"] for one in upstreams.values() for i in one["instances"]),
-                )
-                for client in (one, two, three):
-                    assert "result" in await client.call("ping")
+                    os.kill(pid, signal.SIGCONT)
+            await until(gateway, lambda upstreams: all(one["breaker"] == "closed" for one in upstreams.values()))
+            await until(
+                gateway,
+                lambda upstreams: not any(i["silent"] for one in upstreams.values() for i in one["instances"]),
+            )
+            for client in (one, two, three):
+                assert "result" in await client.call("ping")
     finally:
         tcp.kill()
         tcp.wait()

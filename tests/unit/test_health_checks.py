@@ -118,7 +118,7 @@ def test_a_short_interval_gives_a_probe_a_second() -> None:
 
 @pytest.mark.parametrize(("outcome", "told"), [("success", ["success"]), ("death", ["silent"]), ("", [])])
 def test_a_probe_that_is_lost_on_its_own_way(outcome: Any, told: list[str]) -> None:
-    """Over HTTP each request has a way of its own: a refusal shows that somebody is there, a failure decides at once."""
+    """Over HTTP each request has its own way: a refusal shows that somebody is there, a failure decides at once."""
     rig, wire = up()
     rig.wait(30)
     [probe] = wire.requests("ping")

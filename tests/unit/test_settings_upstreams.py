@@ -119,7 +119,8 @@ def test_each_mistake_names_server_and_key(tmp_path: Path, server: Any, where: s
 
 
 @pytest.mark.parametrize(
-    ("url", "kind"), [("ws://h/x", "ws"), ("wss://h", "ws"), ("http://h:1/mcp?a=%20", "http"), ("HTTPS://h/mcp", "http")]
+    ("url", "kind"),
+    [("ws://h/x", "ws"), ("wss://h", "ws"), ("http://h:1/mcp?a=%20", "http"), ("HTTPS://h/mcp", "http")],
 )
 def test_network_transports_are_read_with_their_headers(tmp_path: Path, url: str, kind: Any) -> None:
     """For MCP_CONFIG and MCP_UPSTREAM alike; variables are expanded in both."""
