@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from typing import Final
 from urllib.parse import urlsplit
@@ -93,12 +95,14 @@ async def dial(where: Endpoint, tls: ssl.SSLContext | None) -> trio.abc.Stream:
 
 
 def why(error: OSError) -> str:
-    """In words; trio puts the errors of all addresses that were tried into a group, as the cause."""
+    """In words, without the address; trio puts the errors of all those that were tried into a group, as the cause."""
     cause = error.__cause__
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     told = cause if isinstance(cause, OSError) else error
-    return told.strerror or type(told).__name__
+    if isinstance(told, socket.gaierror):
+        return "its name can't be resolved"
+    return os.strerror(told.errno) if told.errno else type(told).__name__
 
 
 def _distrust(error: BaseException) -> str:

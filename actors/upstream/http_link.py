@@ -24,6 +24,7 @@ from urllib.parse import urljoin
 import attrs
 import trio
 
+from actors.policy import own_messages
 from actors.policy.eras import GATEWAY_INFO
 from actors.policy.jsonrpc import Refusal, id_key, parse_client
 from actors.policy.server_message import negotiated_version
@@ -36,6 +37,7 @@ from .http_messages import (
     EVENTS,
     JSON,
     MAX_ERROR_BODY,
+    code_of,
     error_answer,
     error_in,
     modern_headers,
@@ -46,6 +48,7 @@ from .http_wire import BrokenExchange, HttpConnection, Response
 from .link import Link, LinkOwner, LinkSettings, log
 from .slot import CANCELLED, Instance
 from .sse import Event, EventReader, EventTooLong
+from .tool_headers import HEADER_MISMATCH, ToolHeaders
 
 IDLE_S: Final = 3.0  # for a connection between two messages: servers hang up after 5 s (uvicorn, node)
 NOTIFY_S: Final = 30.0  # for a server to accept what needs no answer
@@ -72,6 +75,7 @@ class Post:
     ends: Post | None = None  # a cancellation: what it ends
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     started: bool = False
+    retried: bool = False
 
     @property
     def is_barrier(self) -> bool:
@@ -101,6 +105,7 @@ class HttpLink(Link):
         self._listening = False
         self._unreachable = ""
         self._looking = False
+        self._tools = ToolHeaders()
 
     # --- the transport --------------------------------------------------------------------------------------------
 
@@ -288,6 +293,8 @@ class HttpLink(Link):
 
     async def _post(self, post: Post, connection: HttpConnection) -> Response:
         metadata = modern_headers(post.envelope)
+        if metadata and post.envelope.method == "tools/call":
+            metadata += self._tools.of_call(post.envelope.name, post.raw)
         if not metadata and post.envelope.method != _INITIALIZE:
             metadata = self._session_headers()
         for _ in range(REDIRECTS + 1):
@@ -366,6 +373,9 @@ class HttpLink(Link):
         else:
             body = await self._read(response, MAX_ERROR_BODY) if kind == JSON else None
             error = error_in(body) if body is not None and response.status >= 400 else None
+            if error is not None and not post.retried and await self._lacked_headers(post, error, connection):
+                await self._call(post, connection)
+                return
             if error is not None:
                 self.message(error_answer(post.id, error))
             if 200 <= response.status < 300 and kind not in (b"", JSON):
@@ -376,10 +386,36 @@ class HttpLink(Link):
                 post, told.code, told.reason, sent=told.sent, outcome=told.outcome, retry_after_ms=told.retry_after_ms
             )
 
+    async def _lacked_headers(self, post: Post, error: bytes, connection: HttpConnection) -> bool:
+        """Whether a call was refused, before it was looked at, for the lack of headers that are known now: the one case
+        in which the specification has a call sent again ("Client Behavior")."""
+        post.retried = True
+        if not post.envelope.era or post.envelope.method != "tools/call" or code_of(error) != HEADER_MISMATCH:
+            return False
+        before = self._tools.of_call(post.envelope.name, post.raw)
+        raw = own_messages.list_tools(b'"tools"')
+        listing = Post(raw, parse_client(raw), b"")
+        if not connection.next_cycle():
+            return False
+        response = await self._post(listing, connection)
+        if response.status != 200:
+            return False
+        if response.media_type == JSON:
+            self._tools.learn(await self._read(response, self.settings.max_message) or b"")
+        elif response.media_type == EVENTS:
+            try:
+                async for event in self._events(response, EventReader(self.settings.max_message)):
+                    self._tools.learn(event.data)
+            except EventTooLong:
+                return False
+        return connection.next_cycle() and self._tools.of_call(post.envelope.name, post.raw) != before
+
     def _answer(self, post: Post, raw: bytes) -> None:
         if post.envelope.method == _INITIALIZE and self.instance.awaits(post.id):
             # Learnt before anything is sent on the strength of it.
             self._version = _negotiated(raw)
+        elif post.envelope.era and post.envelope.method == "tools/list":
+            self._tools.learn(raw)
         self.message(raw)
 
     def _lose(

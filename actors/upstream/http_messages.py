@@ -102,6 +102,11 @@ def error_in(body: bytes) -> bytes | None:
     return bytes(error)
 
 
+def code_of(error: bytes) -> int:
+    """Of an ``error`` object that ``error_in`` has found."""
+    return int(msgspec.json.decode(error)["code"])
+
+
 def error_answer(id: bytes, error: bytes) -> bytes:  # noqa: A002
     """That error under the raw id of the request that it is about: servers often answer with another, or none."""
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id, error)

@@ -146,6 +146,37 @@ async def test_each_kind_of_trouble_is_an_answer(name: str) -> None:
         assert ("DELETE", "") in server.requests
 
 
+async def test_a_server_that_has_forgotten_the_session() -> None:
+    """404: the one call fails unsent, nothing counts against the server, the clients stay, and a new session is begun
+    without the old one's id."""
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.message["method"] == "forget":
+            await exchange.answer("404 Not Found", b'{"jsonrpc":"2.0","id":"x","error":{"code":-1,"message":"m"}}')
+        else:
+            await exchange.result({})
+
+    async with hostile(handler) as server, rig(http(server.url)) as this:
+        clients = [this.client("http", number) for number in (1, 2)]
+        for client in clients:
+            await client.initialize()
+        failed = await clients[0].call("forget")
+        assert isinstance(failed, CallFailed)
+        assert (failed.code, failed.sent) == (503, False)
+        await this.until_described(lambda found: found["upstreams"]["http"]["state"] == "up")
+        for client in clients:
+            assert await client.call("x", id=3) == {}
+            assert not client.lost
+        assert server.calls("forget") == 1
+        greetings = [
+            head for head, (_, method) in zip(server.heads, server.requests, strict=True) if method == "initialize"
+        ]
+        assert len(greetings) == 2
+        assert not any("mcp-session-id" in head for head in greetings)
+        await this.drain()
+        assert this.outcomes["http"][1] == 0
+
+
 async def test_the_servers_own_error_is_passed_on() -> None:
     """With any status, and under the call's own id whatever id the server has written."""
     error = b'{"code":-32602,"message":"no such tool","data":{"x":[1]}}'

@@ -10,8 +10,10 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
+from pydantic import Field
 
 try:
     from mcp.server.mcpserver import Context, MCPServer
@@ -104,6 +106,14 @@ async def hang_up(ctx: Context) -> str:
 async def header(name: str, ctx: Context) -> str:
     """What the request says in that header; "" for none."""
     return ctx.request_context.request.headers.get(name, "")
+
+
+@server.tool()
+async def where(
+    region: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Region"})], zone: int, ctx: Context
+) -> str:
+    """The region, and what the request's header says of it."""
+    return f"{region} {ctx.request_context.request.headers.get('mcp-param-region', '')}"
 
 
 @server.tool()
