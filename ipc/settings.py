@@ -268,7 +268,7 @@ def _upstream_for(upstream: Upstream, role: Role) -> Upstream:
     """``env`` and ``args`` (they often carry keys) only where processes are spawned, headers where they are sent."""
     if role == "bridge":
         return upstream
-    blanked = msgspec.structs.replace(upstream, command="", args=(), env={}, cwd="")
-    if role == "edge":
+    blanked = msgspec.structs.replace(upstream, command="", args=(), env={}, cwd="", headers={})
+    if role == "edge" and upstream.kind == "tcp":
         return blanked
-    return msgspec.structs.replace(blanked, url="", headers={})
+    return msgspec.structs.replace(blanked, url="")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from actors.upstream.dial import why
 from actors.upstream.pool import Instance
 from ipc.settings import Upstream
 
@@ -23,15 +24,6 @@ log = logging.getLogger("portcullis.acceptor")
 CONNECT_SECONDS: Final = 5
 RECEIVE_BYTES: Final = 1 << 18
 IOV_MAX: Final = 64
-
-
-def _why(error: OSError) -> str:
-    """In words; trio puts the errors of all addresses that were tried into a group, as the cause."""
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    told = cause if isinstance(cause, OSError) else error
-    return told.strerror or type(told).__name__
 
 
 class TcpUpstream:
@@ -57,7 +49,7 @@ class TcpUpstream:
             try:
                 stream = await trio.open_tcp_stream(self._upstream.host, self._upstream.port)
             except OSError as error:
-                reason = f"cannot connect: {_why(error)}"
+                reason = f"cannot connect: {why(error)}"
         if stream is None:
             self._hub.post(functools.partial(self._hub.link_step, self, self._failed, reason))
             return

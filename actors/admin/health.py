@@ -42,6 +42,12 @@ class UpstreamHealth:
     instances: tuple[dict[str, Any], ...]
 
     @property
+    def silent(self) -> bool:
+        """Whether all that is up of it left the latest probe unanswered."""
+        up = [instance for instance in self.instances if instance.get("state") == "up"]
+        return bool(up) and all(instance.get("silent") is True for instance in up)
+
+    @property
     def available(self) -> bool:
         return self.state not in _UNAVAILABLE and self.breaker != "open"
 
@@ -127,6 +133,8 @@ def _amiss(views: Iterable[View], tree: Tree | None, upstreams: Iterable[Upstrea
             yield _trouble(upstream)
         elif upstream.breaker == "half_open":
             yield f"server {upstream.name}: breaker half open"
+        elif upstream.silent:
+            yield f"server {upstream.name}: does not answer"
     if tree is not None:
         yield from tree.degraded
 
@@ -157,7 +165,7 @@ def _upstream(upstream: Upstream, views: Sequence[View], circuit: Mapping[str, A
         if (report := _mapping(_mapping(view.data.get("upstreams")).get(upstream.name)))
     ]
     states = {str(report.get("state")) for report in reports}
-    if upstream.kind == "stdio" and not any(view.up for view in views if view.kind == "bridge"):
+    if upstream.kind != "tcp" and not any(view.up for view in views if view.kind == "bridge"):
         states.add("down")
     order = ("up", "starting", "idle", "down")
     instances = tuple(

@@ -31,6 +31,7 @@ class CallLost(msgspec.Struct, frozen=True):
     code: int
     reason: str
     sent: bool
+    retry_after_ms: int = 0  # what the upstream itself has said of it
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -62,9 +63,10 @@ class HandshakeFailed(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """For the breaker: one call was answered, was answered (or given up) late, or went unanswered in silence."""
+    """For the breaker: one call was answered, was answered (or given up) late, went unanswered in silence, or was lost
+    on the way (where each call has a way of its own; that of all calls at once is not the multiplexer's to see)."""
 
-    kind: Literal["success", "slow", "silent"]
+    kind: Literal["success", "slow", "silent", "death"]
 
 
 Effect = ToUpstream | ToClient | CallLost | LogLine | Counted | Negotiated | HandshakeFailed | Outcome
@@ -72,6 +74,7 @@ Effect = ToUpstream | ToClient | CallLost | LogLine | Counted | Negotiated | Han
 SUCCESS = Outcome("success")
 SLOW = Outcome("slow")
 SILENT = Outcome("silent")
+DEATH = Outcome("death")
 
 _LOG_BYTES = 2048
 

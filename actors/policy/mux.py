@@ -8,6 +8,7 @@ effects out in order and calls ``tick`` now and then. One multiplexer outlives t
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Literal
 
 from ipc.messages import Envelope
 
@@ -137,6 +138,38 @@ class Mux:
         if isinstance(self._instance, PrivateInstance):
             return self._instance.abandon(call, reason, now)
         return self._instance.abandon(session, call, reason, now)
+
+    def awaits(self, id_raw: bytes) -> bool:
+        """Whether the request that the upstream knows by this raw id still has to be answered by it."""
+        return self._instance.awaits(id_raw)
+
+    def lost(
+        self,
+        id_raw: bytes,
+        code: int,
+        reason: str,
+        now: int,
+        *,
+        sent: bool,
+        outcome: Literal["", "success", "death"],
+        retry_after_ms: int = 0,
+    ) -> list[Effect]:
+        """One request, by the raw id that the upstream knows it by, will not be answered: where each has a way of its
+        own. ``outcome``: what that says of the upstream; "" says nothing."""
+        return self._instance.lost(
+            id_raw, CallLost(None, 0, code, reason, sent, retry_after_ms), Outcome(outcome) if outcome else None, now
+        )
+
+    def is_quiet(self) -> bool:
+        """Whether nobody waits for an answer; requests that stay open don't count."""
+        return self._instance.is_quiet
+
+    def check(self, now: int, timeout_ns: int) -> list[Effect]:
+        """Nothing has come for a while: ask the upstream whether it lives, unless that has been asked already. A shared
+        one only: what one client does to an instance of its own says nothing about the others'."""
+        if isinstance(self._instance, PrivateInstance):
+            return []
+        return self._instance.check(now, timeout_ns)
 
     def from_upstream(self, raw: bytes, now: int) -> list[Effect]:
         """One message of the upstream, without its framing; anything that it may have printed."""

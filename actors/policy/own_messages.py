@@ -12,6 +12,11 @@ from .eras import (
     MODERN_VERSION,
 )
 
+_META: dict[str, object] = {
+    META_VERSION: MODERN_VERSION,
+    META_CLIENT_INFO: GATEWAY_INFO,
+    META_CLIENT_CAPABILITIES: {},
+}
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
@@ -30,12 +35,12 @@ def probe(id: bytes, *, legacy: bool) -> bytes:  # noqa: A002
     """A request that any server answers at once, if only with an error."""
     if legacy:
         return _request(id, "ping")
-    meta: dict[str, object] = {
-        META_VERSION: MODERN_VERSION,
-        META_CLIENT_INFO: GATEWAY_INFO,
-        META_CLIENT_CAPABILITIES: {},
-    }
-    return _request(id, "server/discover", {"_meta": meta})
+    return _request(id, "server/discover", {"_meta": _META})
+
+
+def list_tools(id: bytes) -> bytes:  # noqa: A002
+    """The first page of a modern server's tools."""
+    return _request(id, "tools/list", {"_meta": _META})
 
 
 def cancelled(request_id: bytes, reason: str) -> bytes:

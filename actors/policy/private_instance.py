@@ -14,7 +14,7 @@ import attrs
 from ipc.messages import Envelope
 
 from . import own_messages
-from .effects import SILENT, SLOW, SUCCESS, CallLost, Counted, Effect, ToClient, ToUpstream, log_line
+from .effects import DEATH, SILENT, SLOW, SUCCESS, CallLost, Counted, Effect, Outcome, ToClient, ToUpstream, log_line
 from .eras import BATCHING_VERSION, LEGACY_VERSIONS, NEWEST_LEGACY, is_open_ended
 from .jsonrpc import INTERNAL_ERROR, error_reply, flatten, id_key, splice
 from .members import STRING
@@ -187,6 +187,29 @@ class PrivateInstance:
             elif given_up.method != "tools/call":
                 effects.append(SLOW)
         return effects
+
+    def awaits(self, id_raw: bytes) -> bool:
+        key = id_key(id_raw)
+        return key in self._by_id or key == self._probe_id
+
+    @property
+    def is_quiet(self) -> bool:
+        return all(call.open_ended for call in self._calls.values())
+
+    def lost(self, id_raw: bytes, loss: CallLost, outcome: Outcome | None, now: int) -> list[Effect]:  # noqa: ARG002
+        effects: list[Effect] = [] if outcome is None else [outcome]
+        if outcome == SUCCESS:
+            self._silence.hear()
+        key = id_key(id_raw)
+        call = self._by_id.get(key)
+        if call is None:
+            if key != self._probe_id:
+                return []
+            self._probe_id = None
+            return [SILENT] * self._silence.give_up() if outcome == DEATH else effects
+        self._end(call)
+        lost = CallLost(self._session, call.number, loss.code, loss.reason, loss.sent, loss.retry_after_ms)
+        return [lost, *([] if call.open_ended else effects)]
 
     def _fresh_id(self) -> bytes:
         """An id for a probe, which must be none of the client's."""

@@ -27,6 +27,7 @@ from ipc.messages import Envelope
 from . import own_messages
 from .answer_id import invalid_answer
 from .effects import (
+    DEATH,
     SILENT,
     SLOW,
     SUCCESS,
@@ -35,6 +36,7 @@ from .effects import (
     Effect,
     HandshakeFailed,
     Negotiated,
+    Outcome,
     ToClient,
     ToUpstream,
     log_line,
@@ -430,6 +432,39 @@ class SharedInstance:
                 effects.append(SLOW)
         return effects
 
+    # --- one request and its way ------------------------------------------------------------------------------------
+
+    def awaits(self, id_raw: bytes) -> bool:
+        return id_raw in self._calls or id_raw in self._own
+
+    @property
+    def is_quiet(self) -> bool:
+        return not self._held and all(call.open_ended for call in self._calls.values())
+
+    def check(self, now: int, timeout_ns: int) -> list[Effect]:
+        if self._state != "ready" or not self._silence.check(now, timeout_ns):
+            return []
+        return [ToUpstream(own_messages.probe(self._own_id("check"), legacy=self._legacy))]
+
+    def lost(self, id_raw: bytes, loss: CallLost, outcome: Outcome | None, now: int) -> list[Effect]:
+        self._now = now
+        effects: list[Effect] = [] if outcome is None else [outcome]
+        if outcome == SUCCESS:
+            self._silence.hear()
+        call = self._calls.pop(id_raw, None)
+        if call is None:
+            purpose = self._own.pop(id_raw, None)
+            if purpose == "initialize" and self._state == "waiting":
+                return effects + self._handshake_failed(loss.reason)
+            if purpose in ("probe", "check"):
+                return [SILENT] * self._silence.give_up() if outcome == DEATH else effects
+            return []
+        del self._sessions[call.session].calls[call.number]
+        if loss.sent and not call.open_ended:
+            self._ghosts.gave_up(call.session, now)
+        lost = CallLost(call.session, call.number, loss.code, loss.reason, loss.sent, loss.retry_after_ms)
+        return [lost, *self._undo(call), *([] if call.open_ended else effects)]
+
     # --- what waits for the handshake -----------------------------------------------------------------------------
 
     def _hold(self, session: Hashable, known: Session, call: int, envelope: Envelope, raw: bytes) -> list[Effect]:
@@ -506,7 +541,7 @@ class SharedInstance:
                 return [Counted("unknown_answer")]
             if purpose == "subscribe" and message.error:
                 return [log_line("warning", "a resource could not be subscribed to again", raw)]
-            return []
+            return [SUCCESS] if purpose == "check" else []
         del self._sessions[call.session].calls[call.number]
         edits = [(message.id_at, message.id_at + len(message.id), call.id)]
         if message.subscription == message.id:

@@ -31,6 +31,21 @@ class Silence:
         self._deadline_ns = now + self.timeout_ns
         return True
 
+    def check(self, now: int, timeout_ns: int) -> bool:
+        """Nothing is wrong, but nothing was heard for a while. True: send a probe now, which itself counts as a call;
+        otherwise one is under way."""
+        if self._deadline_ns:
+            return False
+        self._calls = 1
+        self._deadline_ns = now + min(timeout_ns, self.timeout_ns)
+        return True
+
+    def give_up(self) -> int:
+        """The probe could not be answered: as if its time were over. How many calls were met with silence."""
+        calls = self._calls
+        self.forget()
+        return calls
+
     def expire(self, now: int) -> int:
         """How many calls turn out to have been met with silence, now that the probe's time is over."""
         if not self._deadline_ns or now < self._deadline_ns:

@@ -1,4 +1,4 @@
-"""The bridge: the actor that runs the stdio MCP servers.
+"""The bridge: the actor that runs the stdio MCP servers, and holds the links to WebSocket and HTTP ones.
 
 It joins three things that know nothing of each other: the acceptors' messages, the pool, which decides, and the
 children, which do the input and output. A turn is one batch from the mailbox, or one read from one child, or one tick;
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import ssl
 import time
 from collections.abc import Hashable
 from typing import Any
@@ -46,13 +47,20 @@ from ipc.messages import (
 from ipc.settings import Upstream
 
 from .descendants import become_subreaper
-from .outlet import Outlet
+from .dial import tls_context
+from .http_link import HttpLink
+from .link import Link, LinkSettings
+from .outlet import Outlet, Source
 from .pool import Instance, Pool
 from .process import GRACE_S, Child, ChildEvents
 from .registry import REGISTRY, SpawnFailed, end_all_now, environment
 from .slot import MILLISECOND, SECOND, Change
+from .ws_link import WsLink
 
 log = logging.getLogger("portcullis.upstream")
+
+KINDS = ("stdio", "ws", "http")
+"""Of upstreams; TCP ones are the acceptors' own."""
 
 OUTCOMES_NS = 100 * MILLISECOND
 ORPHANS_NS = 2 * SECOND
@@ -106,13 +114,16 @@ class Bridge:
         }
         self._incarnations = dict.fromkeys(self._outlets, 0)
         self._pool = Pool(
-            (upstream for upstream in self._settings.upstreams if upstream.kind == "stdio"),
+            (upstream for upstream in self._settings.upstreams if upstream.kind in KINDS),
             self,
             settings=self._settings,
             now=time.monotonic_ns(),
             on_change=self._changed,
         )
-        self._speaking: Child | None = None  # whose output is being handled
+        self._links: set[Link] = set()
+        self._link_settings = LinkSettings.of(self._settings, DEFAULT_MAXIMUM - _FRAME_SLACK, self._tls)
+        self._tls_context: ssl.SSLContext | None = None
+        self._speaking: Source | None = None  # whose output is being handled
         self._unsent: list[Child] = []
         self._children: set[Child] = set()
         self._outcomes: dict[str, list[int]] = {}
@@ -198,7 +209,7 @@ class Bridge:
         self._pool.close_all(time.monotonic_ns())
         self._settle()
         with trio.move_on_after(seconds_until(deadline_ns - _END_RESERVE_NS // 2)):
-            while self._children:
+            while self._children or self._links:
                 self._quiet = trio.Event()
                 await self._quiet.wait()
             self._report_outcomes(time.monotonic_ns())
@@ -236,7 +247,7 @@ class Bridge:
             self._pool.attach((message.acceptor, message.session), message.upstream, message.version)
         except KeyError:
             log.error(  # noqa: TRY400 - no trace is needed to see that the two disagree on the configuration
-                "%s attached a session to %r, which is no stdio server", message.acceptor, message.upstream
+                "%s attached a session to %r, which is no server of the bridge", message.acceptor, message.upstream
             )
             self._count("unknown upstream")
 
@@ -266,6 +277,12 @@ class Bridge:
         now = time.monotonic_ns()
         if self._nursery is None or self._draining:
             instance.failed("draining", now)
+            return
+        if upstream.kind != "stdio":
+            kind = WsLink if upstream.kind == "ws" else HttpLink
+            link = kind(upstream, instance, self, self._link_settings)
+            self._links.add(link)
+            self._nursery.start_soon(self._run_link, link, name=upstream.name)
             return
         server = _Server(self, upstream.name, instance)
         try:
@@ -336,13 +353,30 @@ class Bridge:
         else:
             self._outcomes = {}
 
+    # --- links ------------------------------------------------------------------------------------------------
+
+    def _tls(self) -> ssl.SSLContext:
+        """Made once, by the first link that needs it: the authorities of a whole system take a while to read."""
+        if self._tls_context is None:
+            self._tls_context = tls_context(self._settings.upstream_ca_path)
+        return self._tls_context
+
+    async def _run_link(self, link: Link) -> None:
+        try:
+            await link.run()
+        finally:
+            for outlet in self._outlets.values():
+                outlet.paused.discard(link)
+            self._links.discard(link)
+            self._settle()
+
     # --- children -----------------------------------------------------------------------------------------------
 
     def unsent(self, child: Child) -> None:
         self._unsent.append(child)
 
-    def speaking(self, child: Child | None) -> None:
-        self._speaking = child
+    def speaking(self, source: Source | None) -> None:
+        self._speaking = source
 
     def ended(self, child: Child) -> None:
         self._children.discard(child)
@@ -355,7 +389,7 @@ class Bridge:
         """The end of a turn."""
         while self._unsent:
             self._unsent.pop().flush()
-        if self._draining and (not self._pool.in_flight or not self._children):
+        if self._draining and (not self._pool.in_flight or not (self._children or self._links)):
             self._quiet.set()
         deadline = self._next_deadline()
         if deadline is not None and (self._armed_ns is None or deadline < self._armed_ns):
@@ -373,7 +407,8 @@ class Bridge:
         pool = self._pool.describe()
         counted = pool.pop("counted") | self._counted
         waiting = sum(outlet.waiting for outlet in self._outlets.values())
-        return pool | {"counted": counted, "processes": REGISTRY.statistics(), "waiting": waiting}
+        mine = {"processes": REGISTRY.statistics(), "links": len(self._links), "waiting": waiting}
+        return pool | {"counted": counted} | mine
 
 
 @attrs.define(eq=False)

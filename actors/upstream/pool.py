@@ -107,6 +107,7 @@ class Pool:
         self.settings = settings
         self.jitter = jitter
         self._on_change = on_change
+        self.check_every_ns = settings.health_check_interval * MILLISECOND if settings.health_check_enabled else 0
         self.counted: dict[str, int] = {}
         self._upstreams = {
             upstream.name: UpstreamState(upstream, upstream.instance == "shared") for upstream in upstreams

@@ -44,6 +44,7 @@ TICK_NS = 250 * MILLISECOND  # how often the multiplexers look at their own dead
 OVERLOADED_RETRY_MS = 1000
 CANCELLED = "notifications/cancelled"
 
+_CHECK_AT_LEAST_NS = SECOND  # a probe has so much time at least, however often probes are sent
 _FALLBACK_VERSION = eras.LEGACY_VERSIONS[0]  # for servers that insist on the version after it
 
 State = Literal["idle", "starting", "up", "down"]
@@ -114,6 +115,35 @@ class Instance:
         """``send`` may take messages again. (Without this call it is tried again at each tick.)"""
         if self._slot is not None:
             self._slot.work_off()
+
+    def awaits(self, id_raw: bytes) -> bool:
+        """Whether the request of that raw id still has to be answered."""
+        return self._slot is not None and self._slot.mux.awaits(id_raw)
+
+    def lost(
+        self,
+        id_raw: bytes,
+        code: int,
+        reason: str,
+        now: int,
+        *,
+        sent: bool,
+        outcome: Literal["", "success", "death"] = "",
+        retry_after_ms: int = 0,
+    ) -> None:
+        """No answer will come to the request of that raw id, but the instance lives. See ``Mux.lost``."""
+        if self._slot is not None:
+            self._slot.lost(id_raw, code, reason, now, sent=sent, outcome=outcome, retry_after_ms=retry_after_ms)
+
+    def struck(self, reason: str) -> None:
+        """Something broke on the way to a server that can still be reached: one failure for the breaker."""
+        if self._slot is not None:
+            self._slot.struck(reason)
+
+    def expired(self, reason: str, now: int) -> None:
+        """The server has ended what it kept for us, and has to be greeted anew. It lives: no failure."""
+        if self._slot is not None:
+            self._slot.died(reason, now, refused=True)
 
     def closed(self, reason: str, now: int) -> None:
         """The transport is gone. ``reason`` is for clients and logs: no paths, no secrets."""
@@ -186,6 +216,9 @@ class Slot:
         self._negotiated = ""
         self._spoke = False  # this run has sent a message
         self._down_reason = "upstream down"
+        self._heard_ns = 0  # when the latest message came
+        self._checked_ns = 0  # when it was last probed because it was quiet
+        self._silent = False  # it did not answer the latest probe, and has said nothing since
 
     # --- in --------------------------------------------------------------------------------------------------
 
@@ -235,6 +268,7 @@ class Slot:
 
     def line(self, raw: bytes, now: int) -> None:
         self._spoke = True
+        self._heard(now)
         self._apply(self.mux.from_upstream(raw, now), now)
         if self._backlog:
             self.work_off()
@@ -247,6 +281,31 @@ class Slot:
         self._pool.events.log(self._name, "warning", f"{whose} of {length} bytes was too large and is dropped")
         if answer is not None:
             self.line(answer, now)
+
+    def lost(
+        self,
+        id_raw: bytes,
+        code: int,
+        reason: str,
+        now: int,
+        *,
+        sent: bool,
+        outcome: Literal["", "success", "death"],
+        retry_after_ms: int,
+    ) -> None:
+        if outcome == "success":
+            self._heard(now)
+        self._apply(
+            self.mux.lost(id_raw, code, reason, now, sent=sent, outcome=outcome, retry_after_ms=retry_after_ms), now
+        )
+
+    def struck(self, reason: str) -> None:
+        self._pool.events.log(self._name, "warning", f"{self._label()}{reason}")
+        self._pool.events.outcome(self._name, "death")
+
+    def _heard(self, now: int) -> None:
+        self._heard_ns = now
+        self._silent = False
 
     def work_off(self) -> None:
         """Send what the transport had refused."""
@@ -272,9 +331,23 @@ class Slot:
         elif self.state == "up":
             self.work_off()
             self._apply(self.mux.tick(now), now)
+            check_at = self._check(now)
             if not self._backlog and not self.mux.in_flight:
-                return now + SECOND
+                return min(now + SECOND, check_at) if check_at else now + SECOND
         return now + TICK_NS
+
+    def _check(self, now: int) -> int:
+        """Probe it when it has been quiet for so long; when to look again, 0 when it isn't probed."""
+        every = self._pool.check_every_ns
+        if not every or self._owner is not None:
+            return 0
+        due = max(self._heard_ns, self._checked_ns, self._up_since_ns) + every
+        if now < due:
+            return due
+        if self.mux.is_quiet():
+            self._checked_ns = now
+            self._apply(self.mux.check(now, max(every, _CHECK_AT_LEAST_NS)), now)
+        return now + every
 
     # --- its runs ---------------------------------------------------------------------------------------------
 
@@ -282,6 +355,7 @@ class Slot:
         """Begin a run. May come up, or fail, before this returns."""
         self.state = "starting"
         self._spoke = False
+        self._silent = False
         self.start_deadline_ns = now + START_TIMEOUT_NS
         self._pool.wake_at(now + TICK_NS)
         self.instance = Instance(self)
@@ -397,15 +471,18 @@ class Slot:
                     if final and call:
                         self._pool.settle(session, call)
                     self._pool.events.deliver(session, call, final, raw)
-                case CallLost(session=session, call=call, code=code, reason=reason, sent=sent):
+                case CallLost(session=session, call=call, code=code, reason=reason, sent=sent, retry_after_ms=wait):
                     self._pool.settle(session, call)
-                    wait = self.failures.wait_ms(now) if self.state != "up" else 0
+                    wait = wait or (self.failures.wait_ms(now) if self.state != "up" else 0)
                     self._pool.events.failed(session, call, code, reason, sent, wait)
                 case LogLine(level=level, text=text):
                     self._pool.events.log(self._name, level, text)
                 case Counted(what=what):
                     self._pool.count(what)
                 case Outcome(kind=kind):
+                    if kind == "silent" and not self._silent:
+                        self._silent = True
+                        self._pool.events.log(self._name, "warning", f"{self._label()}does not answer")
                     self._pool.events.outcome(self._name, kind)
                 case Negotiated(version=version):
                     self._negotiate(version, now)
@@ -459,4 +536,5 @@ class Slot:
             "sessions": len(self._attached),
             "in_flight": self.mux.in_flight + len(self._waiting),
             "restarts": self.restarts,
+            "silent": self._silent,
         }

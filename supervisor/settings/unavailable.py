@@ -34,8 +34,3 @@ ROWS: tuple[Unavailable, ...] = (
     ),
     Unavailable("REDIS_ENABLED", (False,), "sharing through Valkey or Redis is not in this release; set it to false"),
 )
-
-UPSTREAM_KINDS: dict[str, str] = {
-    "ws": "WebSocket servers are not in this release; tcp:// and commands are",
-    "http": "Streamable HTTP servers are not in this release; tcp:// and commands are",
-}

@@ -22,7 +22,6 @@ from ipc.settings import Upstream
 
 from .problems import Problem
 from .sources import Raw
-from .unavailable import UPSTREAM_KINDS
 from .variables import MCP_CONFIG, MCP_UPSTREAM, edit_distance
 
 Kind = Literal["stdio", "tcp", "ws", "http"]
@@ -32,6 +31,13 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._~-]{0,62}[A-Za-z0-9._~-])?\Z")
 
 _REFERENCE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{([^}]*)\}?")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+_OWN_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
+     "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "te", "trailer",
+     "transfer-encoding", "upgrade", "user-agent"}
+)  # fmt: skip
+_OWN_HEADER_PREFIXES = ("sec-websocket-", "mcp-param-", "proxy-")
+_MAX_HEADER = 8192  # what most servers take for a whole request head
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SCHEMES: dict[str, Kind] = {"tcp": "tcp", "ws": "ws", "wss": "ws", "http": "http", "https": "http"}
 _TYPES: dict[str, Kind] = {
@@ -215,8 +221,9 @@ def _server(reading: Reading, name: str, where: str, server: dict[str, Any]) -> 
             return None
         headers = _texts(reading, f"{where}, headers", server.get("headers", {}))
         for header, value in headers.items():
-            if not _HEADER_NAME.match(header) or not value.isascii() or not value.isprintable():
-                reading.wrong(f"{where}, headers, {header[:40]!a}", "can't be an HTTP header (RFC 9110 §5)")
+            _check_header(reading, where, header, value)
+        if len({header.lower() for header in headers}) < len(headers):
+            reading.wrong(f"{where}, headers", "name one header twice, in different spellings")
         url = reading.expand(url, f"{where}, url")
         upstream = _network(reading, name, where, url, headers) if len(reading.problems) == before else None
     if upstream is None:
@@ -296,15 +303,31 @@ def _network(reading: Reading, name: str, where: str, url: str, headers: dict[st
     if kind is None:
         reading.wrong(key, "must begin with tcp://, ws://, wss://, http:// or https://")
         return None
-    if kind in UPSTREAM_KINDS:
-        reading.wrong(key, UPSTREAM_KINDS[kind])
-        return None
     if not parts.hostname:
         reading.wrong(key, "names no host")
         return None
     if kind == "tcp":
         return _tcp(reading, name, key, parts, port, headers)
-    return Upstream(name=name, kind=kind, url=url, headers=headers)
+    if "@" in parts.netloc:
+        reading.wrong(key, "can't hold a user or password; an Authorization header can")
+    elif parts.fragment or "#" in url:
+        reading.wrong(key, "can't have a fragment")
+    elif port == 0 or not url.isascii() or not url.isprintable() or " " in url:
+        reading.wrong(key, "is no URL: all but printable ASCII must be percent-encoded (RFC 3986 §2.1)")
+    else:
+        return Upstream(name=name, kind=kind, url=url, headers=headers)
+    return None
+
+
+def _check_header(reading: Reading, where: str, name: str, value: str) -> None:
+    """What would break a request, or contradict what the gateway itself says in it, is refused here."""
+    key = f"{where}, headers, {name[:40]!a}"
+    if not _HEADER_NAME.match(name) or not value.isascii() or not value.isprintable():
+        reading.wrong(key, "can't be an HTTP header (RFC 9110 §5)")
+    elif name.lower() in _OWN_HEADERS or name.lower().startswith(_OWN_HEADER_PREFIXES):
+        reading.wrong(key, "is set by the gateway itself")
+    elif len(value) > _MAX_HEADER:
+        reading.wrong(key, f"is longer than {_MAX_HEADER} bytes")
 
 
 def _tcp(

@@ -365,7 +365,7 @@ def test_whose_too_large_answer(head: bytes, tail: bytes, found: bytes | None) -
 
 def test_idle_instances_are_ended() -> None:
     """After five minutes without a session; but the default upstream's last used one stays warm."""
-    rig = PoolRig((shared(), shared("t")))
+    rig = PoolRig((shared(), shared("t")), settings={"health_check_enabled": False})
     for session, upstream in (("a", "s"), ("b", "t")):
         rig.pool.attach(session, upstream)
         rig.initialize(session, 1)

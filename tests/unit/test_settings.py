@@ -482,7 +482,7 @@ def test_a_role_sees_only_the_secrets_that_it_needs() -> None:
     )  # fmt: skip
     seen = {role: repr(whole.for_role(role)) for role in ("edge", "policy", "validator", "bridge", "admin")}
     for secret, roles in {
-        "k1": {"bridge"}, "k2": {"bridge"}, "k3": {"bridge", "edge"}, "k4": {"policy"}, "k5": {"policy"},
+        "k1": {"bridge"}, "k2": {"bridge"}, "k3": {"bridge"}, "k4": {"policy"}, "k5": {"policy"},
         "k6": {"policy"}, "k7": {"policy"}, "k8": {"policy"}, "k9": {"policy"}, "k10": {"policy"}, "k11": {"admin"},
     }.items():  # fmt: skip
         quoted = f"{secret}'"

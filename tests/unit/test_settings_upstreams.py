@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipc.settings import Upstream
-from supervisor.settings import ConfigurationError, load, unavailable, upstreams
+from supervisor.settings import ConfigurationError, load, upstreams
 
 PATH = os.environ["PATH"]
 
@@ -118,22 +118,55 @@ def test_each_mistake_names_server_and_key(tmp_path: Path, server: Any, where: s
     assert found[0].startswith(f"MCP_CONFIG (flag --config): {where}")
 
 
-@pytest.mark.parametrize("url", ["ws://h/x", "wss://h", "http://h:1/mcp", "https://h/mcp"])
-def test_transports_that_are_not_built_are_said_so(tmp_path: Path, url: str) -> None:
-    """For MCP_CONFIG and MCP_UPSTREAM alike; once built they are read with their headers."""
-    assert "not in this release" in problems(tmp_path, {"a": {"url": url}})[0]
-    with pytest.raises(ConfigurationError, match="not in this release"):
-        single(tmp_path, url)
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [("ws://h/x", "ws"), ("wss://h", "ws"), ("http://h:1/mcp?a=%20", "http"), ("HTTPS://h/mcp", "http")],
+)
+def test_network_transports_are_read_with_their_headers(tmp_path: Path, url: str, kind: Any) -> None:
+    """For MCP_CONFIG and MCP_UPSTREAM alike; variables are expanded in both."""
+    assert single(tmp_path, url) == Upstream(name="default", kind=kind, url=url)
+    [found] = read(tmp_path, {"a": {"url": url.replace("h", "${H}", 1) if url[0] == "w" else url,
+                                    "headers": {"Authorization": "Bearer ${K}"}}}, H="h", K="k")  # fmt: skip
+    assert found == Upstream(name="a", kind=kind, url=url, headers={"Authorization": "Bearer k"})
 
 
-def test_headers_come_through_once_their_transports_are_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Expanded, like everything else."""
-    monkeypatch.setattr(upstreams, "UPSTREAM_KINDS", {})
-    assert unavailable.UPSTREAM_KINDS
-    [found] = read(tmp_path, {"a": {"url": "https://${H}/mcp", "headers": {"X-Key": "${K}"}}}, H="h", K="k")
-    assert found == Upstream(name="a", kind="http", url="https://h/mcp", headers={"X-Key": "k"})
+@pytest.mark.parametrize(("kind", "url"), [
+    ("http", "http://h"), ("streamable-http", "http://h"), ("streamableHttp", "http://h"), ("websocket", "ws://h"),
+    ("ws", "wss://h"),
+])  # fmt: skip
+def test_the_types_that_hosts_write(tmp_path: Path, kind: str, url: str) -> None:
+    """Each agrees with its URL; the replaced HTTP+SSE transport is refused in words."""
+    assert len(read(tmp_path, {"a": {"type": kind, "url": url}})) == 1
+    other = "http://h" if url.startswith("w") else "ws://h"
+    assert "but the server is given as" in problems(tmp_path, {"a": {"type": kind, "url": other}})[0]
+    assert "replaced by Streamable HTTP" in problems(tmp_path, {"a": {"type": "sse", "url": "http://h"}})[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:p@h/", "http://h/#x", "http://h/a b", "http://h/ä", "http://h/\n", "ws://h:0/", "ws:///x"]
+)
+def test_a_url_that_can_not_be_requested(tmp_path: Path, url: str) -> None:
+    """One error, without the URL's own text."""
+    [found] = problems(tmp_path, {"a": {"url": url}})
+    assert found.startswith("MCP_CONFIG (flag --config): server 'a', url: ")
+    assert "u:p" not in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "content-LENGTH", "Transfer-Encoding", "Connection", "Mcp-Session-Id", "mcp-protocol-version", "Mcp-Name",
+     "Sec-WebSocket-Key", "Accept", "Upgrade", "Mcp-Param-X"],
+)  # fmt: skip
+def test_headers_that_are_the_gateways_own(tmp_path: Path, name: str) -> None:
+    """What would contradict the request that it stands in."""
+    [found] = problems(tmp_path, {"a": {"url": "http://h", "headers": {name: "x"}}})
+    assert "is set by the gateway itself" in found
+
+
+def test_a_header_twice_or_too_long(tmp_path: Path) -> None:
+    """Names have no case (RFC 9110 §5.1)."""
+    assert "twice" in problems(tmp_path, {"a": {"url": "http://h", "headers": {"X-A": "1", "x-a": "2"}}})[0]
+    assert "longer" in problems(tmp_path, {"a": {"url": "http://h", "headers": {"X-A": "1" * 8193}}})[0]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".", "ä", "a" * 65, "a?b", "-a", "%61"])
