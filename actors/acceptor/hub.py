@@ -51,6 +51,7 @@ from .arrivals import Arrivals
 from .authorising import Authorising
 from .blocklist import Blocklist
 from .budget import Budget
+from .catalogue import Catalogue
 from .closed_door import drop_everything
 from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
@@ -143,6 +144,7 @@ class Hub:
         self.misdeeds = Misdeeds(self)
         self.prefaces = Prefaces(self)
         self.arrivals = Arrivals(self)
+        self.catalogue = Catalogue(self)
         self.routes = Routes(self)
         self.large = LargeMessages(self)
         self.authorising = Authorising(self)
@@ -476,6 +478,7 @@ class Hub:
         self.misdeeds.report()
         self.revocation.tick(now)
         self.routes.tick(now)
+        self.catalogue.tick(now)
         self.audit.flush()
         if self.draining_until_ns:
             self._check_drained(now)

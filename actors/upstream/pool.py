@@ -53,6 +53,7 @@ __all__ = ["Instance", "Pool", "PoolEvents", "Transport"]
 MAX_OPEN = 64  # requests that stay open, for each session: the contract asks for a cap, editors open a handful
 MAX_EARLY = 16  # calls given up before they came; more than a few at a time means that they were answered
 IDLE_NS = 300 * SECOND
+PROBE_NS = 5 * SECOND  # for the answer to a probe, unless calls have less time
 
 UNAVAILABLE = 503
 
@@ -223,7 +224,7 @@ class Pool:
         # Normally the client's own ``initialize`` reaches its server. Where it has been answered by another already
         # (see ``attach``) the gateway greets the server, as it does for shared ones.
         version = known.route.version
-        mux = self.make_mux(version, shared=bool(version))
+        mux = self.make_mux(known.upstream.config, version, shared=bool(version))
         slot = Slot(self, known.upstream, version, mux, session)
         known.upstream.slots.add(slot)
         known.slots.add(slot)
@@ -289,16 +290,20 @@ class Pool:
         """The shared slot of that key; made if there is none."""
         found = upstream.keys.get(key)
         if found is None:
-            found = upstream.keys[key] = Slot(self, upstream, key, self.make_mux(key, shared=True), None)
+            found = upstream.keys[key] = Slot(
+                self, upstream, key, self.make_mux(upstream.config, key, shared=True), None
+            )
             upstream.slots.add(found)
         return found
 
-    def make_mux(self, version: str, *, shared: bool) -> Mux:
+    def make_mux(self, upstream: Upstream, version: str, *, shared: bool) -> Mux:
         return Mux(
             version=version,
             shared=shared,
+            probe_timeout_ns=min(PROBE_NS, self.settings.call_timeout_ms(upstream) * MILLISECOND),
             handshake_timeout_ns=START_TIMEOUT_NS,
             slow_call_ns=self.settings.circuitbreaker_slow_call_ms * MILLISECOND,
+            slow_tool_calls=upstream.slow_tool_calls,
         )
 
     def refuse(self, message: Waiting, reason: str, retry_after_ms: int) -> None:

@@ -320,7 +320,7 @@ class Slot:
         self._release()
         self.state = "idle"
         # Nothing was in flight, and nobody is attached: what the multiplexer says now is nobody's business.
-        self.mux = self._pool.make_mux(self.key, shared=True)
+        self.mux = self._pool.make_mux(self.upstream.config, self.key, shared=True)
         self._was_up = False
         self._negotiated = ""
 
