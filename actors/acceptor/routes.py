@@ -6,8 +6,10 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from actors.upstream.bulkhead import Bulkhead, OwnBulkhead, SharedBulkhead
 from actors.upstream.pool import Instance, Pool
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
@@ -299,6 +301,22 @@ class PoolOwner:
         log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s: %s", upstream, text)
 
 
+def _bulkhead(hub: Hub, upstreams: list[str]) -> Bulkhead | None:
+    """Shared with the other acceptors; None when there is nobody to share with."""
+    acceptors = sorted(hub.context.peers("acceptor"))
+    if not upstreams or len(acceptors) < 2:
+        return None
+    settings = hub.settings
+    row = acceptors.index(hub.name)
+    path = Path(settings.state_dir) / "inflight"
+    try:
+        return SharedBulkhead(path, row, len(acceptors), upstreams, settings.upstream_max_inflight)
+    except OSError as error:
+        share = max(1, settings.upstream_max_inflight // len(acceptors))
+        log.warning("%s: %s; each worker keeps to %d calls in flight", path, error.strerror, share)
+        return OwnBulkhead(share)
+
+
 class Routes:
     """All routes by the upstreams' names, and the breakers' states beside them."""
 
@@ -309,7 +327,14 @@ class Routes:
         self.default = upstreams[0].name
         self._owner = PoolOwner(hub)
         network = tuple(upstream for upstream in upstreams if upstream.kind == "tcp")
-        self.pool = Pool(network, self._owner, settings=hub.settings, now=hub.now, on_change=self._owner.changed)
+        self.pool = Pool(
+            network,
+            self._owner,
+            settings=hub.settings,
+            now=hub.now,
+            on_change=self._owner.changed,
+            bulkhead=_bulkhead(hub, [upstream.name for upstream in network]),
+        )
         self._routes: dict[str, BridgeRoute | TcpRoute] = {
             upstream.name: TcpRoute(hub, upstream, self.pool) if upstream.kind == "tcp" else BridgeRoute(hub, upstream)
             for upstream in upstreams

@@ -216,6 +216,8 @@ class Catalogue:
 
     def learn(self, row: ListAnswer) -> bool:
         """What another one keeps. Whether anything has become known, or unknown, by it."""
+        if row.method not in METHODS:
+            return False
         key = (row.upstream, row.method, row.cursor, row.era)
         known = self.get(key)
         if not row.digest:

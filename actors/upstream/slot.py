@@ -25,6 +25,7 @@ from actors.policy.mux import (
     ToClient,
     ToUpstream,
 )
+from actors.policy.silence import Silence
 from ipc.messages import Envelope
 from ipc.settings import Upstream
 
@@ -185,6 +186,7 @@ class Slot:
         self._attached: set[Hashable] = set()  # sessions that the multiplexer knows
         self._negotiated = ""
         self._spoke = False  # this run has sent a message
+        self._silence = Silence(pool.probe_ns(upstream.config))  # of a run that has sent none yet
         self._down_reason = "upstream down"
 
     # --- in --------------------------------------------------------------------------------------------------
@@ -215,6 +217,9 @@ class Slot:
     def abandon(self, session: Hashable, call: int, reason: str, now: int) -> None:
         """Nobody waits for the call; the pool has forgotten it."""
         if self._waiting and self._drop_waiting(lambda held: held.session == session and held.call == call):
+            connected = self.instance is not None and self.instance.transport is not None
+            if reason == "timeout" and connected and not self._spoke:
+                self._silence.begin(now)  # the handshake, which is unanswered too, is the probe
             return
         self._apply(self.mux.abandon(session, call, reason, now), now)
 
@@ -234,7 +239,9 @@ class Slot:
             self._came_up(now)
 
     def line(self, raw: bytes, now: int) -> None:
-        self._spoke = True
+        if not self._spoke:
+            self._spoke = True
+            self._silence.hear()
         self._apply(self.mux.from_upstream(raw, now), now)
         if self._backlog:
             self.work_off()
@@ -265,6 +272,8 @@ class Slot:
             else:
                 self.state = "idle"
         elif self.state == "starting":
+            for _ in range(self._silence.expire(now)):
+                self._pool.events.outcome(self._name, "silent")
             if now >= self.start_deadline_ns:
                 self.died("not ready in time", now)
             elif self.instance is not None and self.instance.transport is not None:
@@ -282,6 +291,7 @@ class Slot:
         """Begin a run. May come up, or fail, before this returns."""
         self.state = "starting"
         self._spoke = False
+        self._silence.forget()
         self.start_deadline_ns = now + START_TIMEOUT_NS
         self._pool.wake_at(now + TICK_NS)
         self.instance = Instance(self)
