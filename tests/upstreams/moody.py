@@ -1,7 +1,7 @@
 """A server that behaves as the word in the file ``--mood FILE`` says, read anew for each message.
 
-``well``: answers. ``hang``: says nothing. ``slow``: answers after a third of a second. ``garbage``: answers with what is
-no message. ``die``: ends on the next ``tools/call``, and at once when it is started so (over TCP: resets the
+``well``: answers. ``hang``: says nothing. ``slow``: answers after a third of a second. ``garbage``: answers with what
+is no message. ``die``: ends on the next ``tools/call``, and at once when it is started so (over TCP: closes the
 connection). ``fail``: answers every call with an error. ``private``: answers, for this client only.
 
 ``tools/list`` has two pages. Each ``tools/call`` appends its ``tag`` argument to ``--seen FILE`` as a line.
