@@ -84,10 +84,11 @@ class Catalogue:
 
     def keep(self, entry: Key, raw: bytes) -> None:
         """An upstream has answered the request of that entry."""
-        now = self._hub.now
+        known = self._kept.get(entry)
+        # Two answers in one turn: the later is the later one.
+        now = self._hub.now if known is None else max(self._hub.now, known.learnt_ns + 1)
         kept = policy.read(entry[1], raw, now)
         if isinstance(kept, Kept):
-            known = self._kept.get(entry)
             changed = known is None or known.digest != kept.digest
             if not self._kept.keep(entry, kept):
                 return
