@@ -4,7 +4,8 @@
 is no message. ``die``: ends on the next ``tools/call``, and at once when it is started so (over TCP: closes the
 connection). ``fail``: answers every call with an error. ``private``: answers, for this client only.
 
-``tools/list`` has two pages. Each ``tools/call`` appends its ``tag`` argument to ``--seen FILE`` as a line.
+Before the handshake it refuses everything. ``tools/list`` has two pages. Each ``tools/call`` appends its ``tag``
+argument to ``--seen FILE`` as a line.
 """
 
 import json
@@ -36,6 +37,7 @@ def handle(channel):
     now = mood()
     if now == "die":
         end(channel)
+    greeted = False
     for line in channel:
         message = json.loads(line)
         method = message.get("method")
@@ -55,7 +57,10 @@ def handle(channel):
         elif now == "fail" and method != "initialize":
             channel.refuse(message, -32000, "not today")
         elif method == "initialize":
+            greeted = True
             channel.answer(message, initialize(message))
+        elif not greeted:
+            channel.refuse(message, -32002, "not initialised")
         elif method == "tools/list":
             scope = {"cacheScope": "private"} if now == "private" else {}
             if params.get("cursor") == "2":
