@@ -29,8 +29,11 @@ from ipc.messages import (
     Description,
     Done,
     Drain,
+    ListAnswer,
+    ListAnswers,
     Message,
     Outcomes,
+    ProbesInFlight,
     ResetBreaker,
     SettingsChanged,
 )
@@ -39,12 +42,15 @@ from ipc.settings import Settings
 from .alarm import Alarm
 from .audit_ring import AuditRing
 from .journal import Journal, boot_id, state_file
+from .policy.catalogue import Catalogue, Key
 from .policy.circuit import CircuitBreaker, CircuitRecord, CircuitRules, Transition
 
 log = logging.getLogger("portcullis.breaker")
 
 _MS = 1_000_000
 _RETRY_NS = 100 * _MS
+# Of list answers in one message: far below what a frame and a control lane hold.
+_ANSWERS_BYTES = 2 << 20
 
 
 @attrs.define
@@ -63,10 +69,12 @@ class _Subscriber:
     address: Address
     incarnation: int
     stop: Callable[[], None]
-    # upstream -> permits dealt to it and not withdrawn
-    permits: dict[str, int] = attrs.field(factory=dict)
+    permits: dict[str, int] = attrs.field(factory=dict)  # by upstream: dealt to it and not withdrawn
+    probes: dict[str, int] = attrs.field(factory=dict)  # by upstream: those in flight, as it said last
+    wants: set[str] = attrs.field(factory=set)  # upstreams for which it had no permit
     greeted: bool = False  # the answer to its subscription is out: changes may follow
     owed: set[str] = attrs.field(factory=set)  # circuits that it could not be told of
+    owed_answers: dict[Key, None] = attrs.field(factory=dict)  # and list answers
 
 
 class Breaker:
@@ -84,6 +92,7 @@ class Breaker:
         jitter = random.random
         rules = _rules(settings)
         self.circuits = {upstream.name: CircuitBreaker(upstream.name, rules, jitter) for upstream in settings.upstreams}
+        self.catalogue = Catalogue(len(settings.upstreams))
         self._subscribers: dict[str, _Subscriber] = {}
         self._changed: set[str] = set()
         self._encode = msgspec.msgpack.Encoder().encode
@@ -133,6 +142,10 @@ class Breaker:
         message = delivery.message
         if isinstance(message, Outcomes):
             self._outcomes(message, now)
+        elif isinstance(message, ProbesInFlight):
+            self._probes(message)
+        elif isinstance(message, ListAnswers):
+            self._learn(message)
         elif isinstance(message, BreakerSubscribe):
             self._subscribe(message.subscriber)
             return message  # answered when everything of this turn is known
@@ -155,10 +168,20 @@ class Breaker:
             if circuit is None:
                 self.counters.unknown_upstreams += 1
             elif self.enabled:
-                self._publish(circuit.record(successes, deaths, silent, slow, now))
-                if upstream not in self._changed:
-                    outcomes = successes + deaths + silent + slow
-                    self._deal(upstream, circuit.deal_freed(outcomes, message.source, list(self._subscribers), now))
+                self._publish(circuit.record(successes, deaths, silent, slow, now, message.source))
+
+    def _probes(self, message: ProbesInFlight) -> None:
+        subscriber = self._subscribers.get(message.subscriber)
+        if subscriber is None:  # it will subscribe, and be dealt to
+            return
+        for upstream, in_flight, wants in message.rows:
+            circuit = self.circuits.get(upstream)
+            if circuit is None:
+                continue
+            subscriber.probes[upstream] = in_flight
+            if circuit.state == "half_open" and wants:
+                subscriber.wants.add(upstream)
+                self._changed.add(upstream)
 
     def _reset(self, message: ResetBreaker) -> Done:
         circuit = self.circuits.get(message.upstream)
@@ -211,6 +234,7 @@ class Breaker:
         subscriber = self._subscribers[name]
         subscriber.greeted = True
         subscriber.owed.clear()
+        subscriber.owed_answers = dict.fromkeys(self.catalogue.keys())
         return BreakerSnapshot([self._circuit(upstream, subscriber) for upstream in self.circuits])
 
     def _circuit(self, upstream: str, subscriber: _Subscriber) -> Circuit:
@@ -225,15 +249,21 @@ class Breaker:
         self._write()
         changed, self._changed = self._changed, set()
         for upstream in changed:
-            self._deal(upstream, self.circuits[upstream].deal(list(self._subscribers), now))
+            self._deal(upstream, now)
         for subscriber in self._subscribers.values():
             if subscriber.owed and subscriber.greeted:
                 self._tell(subscriber)
+            if subscriber.owed_answers and subscriber.greeted:
+                self._tell_answers(subscriber, now)
 
-    def _deal(self, upstream: str, permits: dict[str, int]) -> None:
-        for name, count in permits.items():
-            self._subscribers[name].permits[upstream] = count
-            self._subscribers[name].owed.add(upstream)
+    def _deal(self, upstream: str, now: int) -> None:
+        known = self._subscribers
+        in_flight = {name: subscriber.probes.get(upstream, 0) for name, subscriber in known.items()}
+        wanting = [name for name, subscriber in known.items() if upstream in subscriber.wants]
+        for name, count in self.circuits[upstream].deal(list(known), in_flight, wanting, now).items():
+            known[name].permits[upstream] = count
+            known[name].owed.add(upstream)
+            known[name].wants.discard(upstream)
 
     def _tell(self, subscriber: _Subscriber) -> None:
         try:
@@ -244,6 +274,37 @@ class Breaker:
             self.counters.undelivered += 1
         else:
             subscriber.owed.clear()
+
+    # --- list answers
+
+    def _learn(self, message: ListAnswers) -> None:
+        """Keep them, and owe what is new to everybody else."""
+        for row in message.rows:
+            if row.upstream not in self.circuits or not self.catalogue.learn(row):
+                continue
+            key = (row.upstream, row.method, row.cursor, row.era)
+            for name, subscriber in self._subscribers.items():
+                if name == message.source:
+                    subscriber.owed_answers.pop(key, None)
+                else:
+                    subscriber.owed_answers[key] = None
+
+    def _tell_answers(self, subscriber: _Subscriber, now: int) -> None:
+        rows: list[ListAnswer] = []
+        size = 0
+        for key in subscriber.owed_answers:
+            row = self.catalogue.row(key, whole=True, now=now)
+            size += len(row.result)
+            if rows and size > _ANSWERS_BYTES:
+                break
+            rows.append(row)
+        try:
+            subscriber.address.control(ListAnswers(self.context.name, rows))
+        except (ActorDown, MailboxFull):
+            self.counters.undelivered += 1
+            return
+        for row in rows:
+            del subscriber.owed_answers[row.upstream, row.method, row.cursor, row.era]
 
     def _write(self) -> None:
         now_known = {name: circuit.remember() for name, circuit in self.circuits.items()}
@@ -272,7 +333,9 @@ class Breaker:
         due.extend(at for circuit in self.circuits.values() if (at := circuit.deal_due_ns()) is not None)
         if (flush := self.audit.next_due_ns) is not None:
             due.append(flush)
-        if self._behind or any(known.owed and known.greeted for known in self._subscribers.values()):
+        if self._behind or any(
+            (known.owed or known.owed_answers) and known.greeted for known in self._subscribers.values()
+        ):
             due.append(now + _RETRY_NS)
         return max(min(due), now + _MS) if due else None
 
@@ -289,6 +352,7 @@ class Breaker:
                     }
                     for name, circuit in self.circuits.items()
                 },
+                "catalogue": self.catalogue.statistics(),
                 "subscribers": sorted(self._subscribers),
                 "audit": attrs.asdict(self.audit.statistics()),
             }

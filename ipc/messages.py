@@ -406,7 +406,7 @@ class Circuit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     upstream: str
     state: CircuitState
     retry_at_ns: int = 0  # open: when the next probe may pass
-    permits: int = 0  # half-open: how many calls this subscriber may send
+    permits: int = 0  # half-open: how many calls this subscriber may have in flight
 
 
 class BreakerSnapshot(Message, frozen=True):
@@ -424,8 +424,39 @@ class Outcomes(Message, frozen=True):
     rows: list[tuple[str, int, int, int, int]]  # upstream, successes, deaths, silent, slow
 
 
+class ProbesInFlight(Message, frozen=True):
+    """What a subscriber makes of its permits of half-open circuits: (upstream, probes in flight, whether a call was
+    refused for want of a permit since the last report). Control lane, at each change."""
+
+    subscriber: str
+    rows: list[tuple[str, int, bool]]
+
+
 class ResetBreaker(Message, frozen=True):
     upstream: str
+
+
+class ListAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The result of a good answer to a list-type method, as the upstream wrote it.
+
+    ``learnt_ns`` is when the upstream gave it. Without ``result`` it is the one of that digest, given again; without
+    ``digest`` too there is none any more.
+    """
+
+    upstream: str
+    method: str
+    cursor: str
+    era: str
+    learnt_ns: int
+    digest: bytes = b""
+    result: bytes = b""
+
+
+class ListAnswers(Message, frozen=True):
+    """Told by acceptors to the breaker, and by it to its other subscribers (control lane)."""
+
+    source: str
+    rows: list[ListAnswer]
 
 
 # --- anyone -> audit ---------------------------------------------------------------------------------------------
@@ -618,7 +649,7 @@ AnyMessage = (
     | Revalidate | Lapsed | SessionsUsed
     | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession
     | RevokeTokens | ListSessions | EndSession
-    | BreakerSubscribe | BreakerSnapshot | Outcomes | ResetBreaker
+    | BreakerSubscribe | BreakerSnapshot | Outcomes | ProbesInFlight | ResetBreaker | ListAnswers
     | AuditBatch | AuditAck
     | Validate | Valid | Invalid
     | AttachSession | DetachSession | Forward | Abandon | Deliver | CallFailed | SessionLost

@@ -58,10 +58,10 @@ class Answers:
                 if call is None:
                     self.hub.count("late")
                     return
-                if call.method == "tools/list":
-                    self.hub.catalogue.learn(connection.upstream, raw)
+                if call.entry is not None:
+                    self.hub.catalogue.keep(call.entry, raw)
                 if call.method == "initialize":
-                    self._initialized(connection, raw)
+                    self.initialized(connection, raw)
                 elif call.method in LIST_METHODS:
                     raw = self.hub.authorising.shown(connection, call, raw)
                 self.completed(connection, call, "answered", len(raw))
@@ -70,10 +70,24 @@ class Answers:
                 if call is None:
                     self.hub.count("late")
                     return
-                if call.deadline_ns and connection.route is not None:
+                if not call.deadline_ns:
+                    self._look_for_changes(connection, raw)
+                elif connection.route is not None:
                     call.deadline_ns = min(self.hub.now + connection.route.timeout_ns, call.limit_ns)
+        else:
+            self._look_for_changes(connection, raw)
+        self.put(connection, call if final else None, raw)
+        self._after_answer(connection)
+
+    def _look_for_changes(self, connection: Connection, raw: bytes) -> None:
+        """A notification that the server's lists have changed ends what was known of its tools."""
+        if b"list_changed" in raw:
+            self.hub.catalogue.outdated(connection.upstream)
+
+    def put(self, connection: Connection, call: Call | None, raw: bytes) -> None:
+        """Queue one message: the answer to ``call``, or another one."""
         if self.hub.screening.results is not None:
-            shown = self.hub.screening.shown(connection, call, final, raw)
+            shown = self.hub.screening.shown(connection, call, raw)
             if shown is None:
                 return
             raw = shown
@@ -81,20 +95,18 @@ class Answers:
             # It doesn't read what it asked for. A word about each answer that is dropped still fits; when not even
             # that does, the hub closes the connection.
             self.hub.count("dropped_unread")
-            if final and call is not None:
-                data: dict[str, object] = {"reason": "unread", "sent": True}
-                raw = jsonrpc.error_reply(call.id, 502, "earlier answers have not been read", data)
-            else:
+            if call is None:
                 return
+            data: dict[str, object] = {"reason": "unread", "sent": True}
+            raw = jsonrpc.error_reply(call.id, 502, "earlier answers have not been read", data)
         connection.send_message(raw)
-        self._after_answer(connection)
 
     def _after_answer(self, connection: Connection) -> None:
         self.hub.dirty[connection.fd] = connection
         if connection.eof and connection.stage < Stage.CLOSING:
             self.hub.dispatch.ended(connection)
 
-    def _initialized(self, connection: Connection, raw: bytes) -> None:
+    def initialized(self, connection: Connection, raw: bytes) -> None:
         """Remember the version that was negotiated: a bridge that is restarted has to know it."""
         try:
             answer = _initialize_decoder.decode(raw)
@@ -123,7 +135,6 @@ class Answers:
         call = connection.end_call(number, self.hub.now)
         if call is None:
             return
-        self.give_back(connection, call)
         data: dict[str, object] = {"reason": reason}
         if code == 502:
             data["sent"] = sent
@@ -133,11 +144,6 @@ class Answers:
         connection.send_message(jsonrpc.error_reply(call.id, code, message, data))
         self.completed(connection, call, reason, 0)
         self._after_answer(connection)
-
-    def give_back(self, connection: Connection, call: Call) -> None:
-        """The call ended in a way that says nothing of its upstream: another may take its place as a probe."""
-        if call.probe and connection.route is not None:
-            connection.route.give_back()
 
     def lost(self, session: int, reason: str) -> None:
         """The session's own server process is gone, and its state with it."""
@@ -151,14 +157,16 @@ class Answers:
         self.hub.close(connection, 1012, "the server of this session ended")
 
     def completed(self, connection: Connection, call: Call, outcome: str, answered_bytes: int) -> None:
-        """Leave the ``call.completed`` record, where the settings want one. Never an argument or a result."""
+        """Leave the ``call.completed`` record, where the settings want one. Never an argument or a result.
+
+        ``outcome`` is answered, stale (from the catalogue), or why it failed."""
         audited = self.hub.settings.audit_calls
         if audited == "off" or (audited == "tools" and call.method != "tools/call"):
             return
         self.hub.event(
             connection,
             "call.completed",
-            outcome="success" if outcome == "answered" else "failure",
+            outcome="success" if outcome in ("answered", "stale") else "failure",
             method=call.method,
             reason="" if outcome == "answered" else outcome,
             detail={

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
+from actors.policy.catalogue import Key
 from actors.policy.proxy_protocol import ProxyHeaderReader
 from actors.policy.rate_headers import Quota
 from ipc.messages import Envelope, Grant
@@ -64,8 +65,9 @@ class Call:
     started_ns: int
     deadline_ns: int  # 0: stays open as long as it likes
     limit_ns: int  # progress never moves the deadline past this
-    probe: bool  # it took a permit of a half-open breaker
+    probe: bool  # it takes a permit of a half-open breaker while it is in flight
     size: int
+    entry: Key | None = None  # where its answer is kept in the catalogue
 
 
 @attrs.define(slots=True, eq=False)
@@ -189,6 +191,8 @@ class Connection:
     def add_call(self, call: Call) -> None:
         self.calls[call.number] = call
         self.ids[call.key] = call.number
+        if call.probe and self.route is not None:
+            self.route.probe(1)
         if not call.deadline_ns:
             self.open_ended += 1
 
@@ -196,6 +200,8 @@ class Connection:
         """Take a call out of the table. None: it has ended before (answered, cancelled or timed out)."""
         call = self.calls.pop(number, None)
         if call is not None:
+            if call.probe and self.route is not None:
+                self.route.probe(-1)
             del self.ids[call.key]
             if not call.deadline_ns:
                 self.open_ended -= 1

@@ -46,6 +46,7 @@ def acceptor(hub: Hub) -> bytes:
             },
             "upstreams": hub.routes.pool.describe()["upstreams"],
             "breakers": hub.routes.breakers.describe(),
+            "catalogue": hub.catalogue.statistics(),
         }
     )
 

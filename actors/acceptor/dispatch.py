@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from actors.policy import eras, jsonrpc, pipeline
+from actors.policy import catalogue, eras, jsonrpc, pipeline
 from actors.policy.jsonrpc import Refusal
 from ipc.messages import Envelope, Refused
 from ipc.settings import Settings
@@ -284,9 +284,12 @@ class Dispatch:
         route = connection.route
         assert route is not None  # noqa: S101 - set when the connection was opened
         stays_open = eras.is_open_ended(envelope.method)
+        entry = hub.catalogue.entry(connection, envelope, item.raw) if envelope.method in catalogue.METHODS else None
         if not item.stamps & pipeline.CIRCUIT:
             retry_ms = 0 if stays_open else route.refused_for(now)
             if retry_ms:
+                if entry is not None and hub.catalogue.answer(connection, envelope, entry, len(item.raw), now):
+                    return True
                 data: dict[str, object] = {"reason": "breaker open", "retryAfterMs": retry_ms}
                 self.refuse(connection, item, 503, "the server is not available", data)
                 return True
@@ -305,10 +308,12 @@ class Dispatch:
             limit_ns=now + route.max_timeout_ns,
             size=len(item.raw),
             probe=not stays_open and route.half_open,
+            entry=entry,
         )
         connection.add_call(call)  # first: the answer may come before ``forward`` returns
         if not route.forward(connection.session, number, envelope, item.raw, now):
             connection.end_call(number, now)
+            item.stamps &= ~pipeline.CIRCUIT  # it may have opened, and its permits be gone, when there is room
             return self._wait_for_room(connection, now)
         connection.forwarded = True
         if call.deadline_ns:
@@ -394,7 +399,6 @@ class Dispatch:
             self.hub.budget.leave(connection.grant.limit_keys)
         for call in list(connection.calls.values()):
             connection.end_call(call.number, self.hub.now)
-            self.hub.answers.give_back(connection, call)
             self.hub.answers.completed(connection, call, "client gone", 0)
         if connection.route is not None:
             connection.route.detach(connection.session)

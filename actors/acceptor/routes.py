@@ -6,8 +6,10 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from actors.upstream.bulkhead import Bulkhead, OwnBulkhead, SharedBulkhead
 from actors.upstream.pool import Instance, Pool
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
@@ -24,8 +26,10 @@ from ipc.messages import (
     Envelope,
     Forward,
     Grant,
+    ListAnswers,
     Message,
     Outcomes,
+    ProbesInFlight,
     SessionLost,
 )
 from ipc.settings import Upstream
@@ -40,7 +44,7 @@ log = logging.getLogger("portcullis.acceptor")
 
 ASK_NS: Final = 2_000_000_000
 PROBE_PERMITS: Final = 1  # while an upstream's state is unknown: as half-open
-PERMIT_RETRY_MS: Final = 1000
+PERMIT_RETRY_MS: Final = 200  # within which a permit that nobody uses has come here
 KINDS: Final = ("success", "death", "silent", "slow")  # the order of the counts in an Outcomes row
 
 
@@ -49,6 +53,7 @@ class Route(Protocol):
 
     timeout_ns: int
     max_timeout_ns: int
+    per_session: bool
 
     def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None: ...
     def detach(self, session: int) -> None: ...
@@ -67,8 +72,8 @@ class Route(Protocol):
         """Whether the calls that pass now are probes."""
         ...
 
-    def give_back(self) -> None:
-        """A probe ended without saying anything of the upstream."""
+    def probe(self, change: int) -> None:
+        """A probe is sent (1), or it has ended, however it did (-1)."""
         ...
 
     def is_open(self) -> bool:
@@ -77,13 +82,19 @@ class Route(Protocol):
 
 
 class Breakers:
-    """The acceptor's copy of the circuits. An upstream that nothing is known of counts as half-open."""
+    """The acceptor's copy of the circuits. An upstream that nothing is known of counts as half-open.
+
+    While a circuit is half-open no more probes of this acceptor are in flight than it has permits. Who is refused for
+    want of one asks for it: permits that others don't use are dealt to those who do.
+    """
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._address = hub.context.address("breaker")
         self._circuits: dict[str, Circuit] = {}
-        self._permits: dict[str, int] = {}
+        self._probes: dict[str, int] = {}  # in flight, by upstream
+        self._wanting: set[str] = set()  # refused for want of a permit since the last report
+        self._told: dict[str, int] = {}
         self._stop: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -101,13 +112,14 @@ class Breakers:
         def answered(reply: Reply) -> None:
             if isinstance(reply, BreakerSnapshot):
                 self._hub.post(functools.partial(self.learn, reply))
+                self._hub.post(self._hub.catalogue.tell_all)
+                self._told = {}  # to an incarnation that knows of none
 
         self._address.request(BreakerSubscribe(self._hub.name), self._hub.now + ASK_NS, answered)
 
     def learn(self, snapshot: BreakerSnapshot) -> None:
         for circuit in snapshot.circuits:
             self._circuits[circuit.upstream] = circuit
-            self._permits[circuit.upstream] = circuit.permits
 
     @property
     def _enabled(self) -> bool:
@@ -121,25 +133,37 @@ class Breakers:
         if not self._enabled:
             return 0
         circuit = self._circuits.get(upstream)
+        permits = PROBE_PERMITS
         if circuit is not None:
             if circuit.state == "closed":
                 return 0
-            if circuit.state == "open":
-                return max(1, -(-(circuit.retry_at_ns - now) // 1_000_000))
-        permits = self._permits.setdefault(upstream, PROBE_PERMITS)
-        if permits <= 0:
-            return PERMIT_RETRY_MS
-        self._permits[upstream] = permits - 1
-        return 0
+            if circuit.state == "open":  # past its time: until the breaker says so, which may have to be restarted
+                return max(PERMIT_RETRY_MS, -(-(circuit.retry_at_ns - now) // 1_000_000))
+            permits = circuit.permits
+        if self._probes.get(upstream, 0) < permits:
+            return 0
+        self._wanting.add(upstream)
+        return PERMIT_RETRY_MS
 
     def is_half_open(self, upstream: str) -> bool:
         circuit = self._circuits.get(upstream)
         return self._enabled and (circuit is None or circuit.state == "half_open")
 
-    def give_back(self, upstream: str) -> None:
-        """A permit was used by a call that brought no outcome."""
-        if self.is_half_open(upstream):
-            self._permits[upstream] = self._permits.get(upstream, 0) + 1
+    def probe(self, upstream: str, change: int) -> None:
+        self._probes[upstream] = max(0, self._probes.get(upstream, 0) + change)
+
+    def tick(self) -> None:
+        """Tell the breaker of the permits' use, when it has changed."""
+        if self._probes == self._told and not self._wanting:
+            return
+        rows = [(name, count, name in self._wanting) for name, count in self._probes.items()]
+        rows.extend((name, 0, True) for name in self._wanting if name not in self._probes)
+        try:
+            self._address.control(ProbesInFlight(self._hub.name, rows))
+        except (ActorDown, MailboxFull):
+            return
+        self._told = dict(self._probes)
+        self._wanting.clear()
 
     def describe(self) -> dict[str, str]:
         return {name: circuit.state for name, circuit in self._circuits.items()}
@@ -168,8 +192,8 @@ class _ToUpstream:
     def half_open(self) -> bool:
         return self._hub.routes.breakers.is_half_open(self._name)
 
-    def give_back(self) -> None:
-        self._hub.routes.breakers.give_back(self._name)
+    def probe(self, change: int) -> None:
+        self._hub.routes.breakers.probe(self._name, change)
 
     def is_open(self) -> bool:
         return self._hub.routes.breakers.is_open(self._name)
@@ -265,7 +289,10 @@ class PoolOwner:
 
     def outcome(self, upstream: str, kind: str) -> None:
         row = self.outcomes.setdefault(upstream, [0] * len(KINDS))
-        row[KINDS.index(kind)] += 1
+        if kind == "death":  # the server's, however many connections to it this worker has, one for each version
+            row[KINDS.index(kind)] = 1
+        else:
+            row[KINDS.index(kind)] += 1
 
     def changed(self, upstream: str, what: Literal["up", "down", "restarted"], reason: str) -> None:
         self._hub.audit.record(
@@ -283,6 +310,22 @@ class PoolOwner:
         log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s: %s", upstream, text)
 
 
+def _bulkhead(hub: Hub, upstreams: list[str]) -> Bulkhead | None:
+    """Shared with the other acceptors; None when there is nobody to share with."""
+    acceptors = sorted(hub.context.peers("acceptor"))
+    if not upstreams or len(acceptors) < 2:
+        return None
+    settings = hub.settings
+    row = acceptors.index(hub.name)
+    path = Path(settings.state_dir) / "inflight"
+    try:
+        return SharedBulkhead(path, row, len(acceptors), upstreams, settings.upstream_max_inflight)
+    except OSError as error:
+        share = max(1, settings.upstream_max_inflight // len(acceptors))
+        log.warning("%s: %s; each worker keeps to %d calls in flight", path, error.strerror, share)
+        return OwnBulkhead(share)
+
+
 class Routes:
     """All routes by the upstreams' names, and the breakers' states beside them."""
 
@@ -293,7 +336,14 @@ class Routes:
         self.default = upstreams[0].name
         self._owner = PoolOwner(hub)
         network = tuple(upstream for upstream in upstreams if upstream.kind == "tcp")
-        self.pool = Pool(network, self._owner, settings=hub.settings, now=hub.now, on_change=self._owner.changed)
+        self.pool = Pool(
+            network,
+            self._owner,
+            settings=hub.settings,
+            now=hub.now,
+            on_change=self._owner.changed,
+            bulkhead=_bulkhead(hub, [upstream.name for upstream in network]),
+        )
         self._routes: dict[str, BridgeRoute | TcpRoute] = {
             upstream.name: TcpRoute(hub, upstream, self.pool) if upstream.kind == "tcp" else BridgeRoute(hub, upstream)
             for upstream in upstreams
@@ -349,6 +399,7 @@ class Routes:
 
     def tick(self, now: int) -> None:
         self.pool.tick(now)
+        self.breakers.tick()
         if self._owner.outcomes:
             rows = [(name, *row) for name, row in self._owner.outcomes.items()]
             try:
@@ -371,6 +422,8 @@ class Routes:
                 answers.lost(message.session, message.reason)
             case BreakerSnapshot():
                 self.breakers.learn(message)
+            case ListAnswers():
+                self._hub.catalogue.learn(message)
             case _:
                 return False
         return True

@@ -110,8 +110,9 @@ class Screening:
                 },
             )
 
-    def shown(self, connection: Connection, call: Call | None, final: bool, raw: bytes) -> bytes | None:
-        """What the client gets of a server's message: itself, an error in its place, or nothing (a notification)."""
+    def shown(self, connection: Connection, call: Call | None, raw: bytes) -> bytes | None:
+        """What the client gets of a server's message: itself, or in its place an error if it answers ``call``, else
+        nothing."""
         rule = secrets.find(raw)
         if not rule:
             return raw
@@ -129,7 +130,7 @@ class Screening:
         )
         if not blocked:
             return raw
-        if call is None or not final:
+        if call is None:
             return None
         data: dict[str, object] = {"rule": rule, "pointer": "/result", "sent": True}
         return jsonrpc.error_reply(call.id, jsonrpc.CONTENT_REFUSED, "the answer holds a secret and is kept back", data)

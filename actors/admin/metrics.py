@@ -147,5 +147,5 @@ def _numbers(source: object, prefix: str = "") -> Iterable[tuple[str, float]]:
             yield from _numbers(value, f"{name}_")
 
 
-_NOT_NUMBERS = frozenset({"upstreams", "circuits", "acceptors"})
+_NOT_NUMBERS = frozenset({"upstreams", "circuits", "acceptors", "catalogue"})
 """Members whose own members are names, not counts; the first two have metrics of their own."""

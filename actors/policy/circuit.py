@@ -7,14 +7,15 @@ States and what moves between them::
     half-open --enough successes-->                               closed
     half-open --one failure-->                                    open, for twice as long
 
-A *failure* is the death of the upstream (one, however many calls were in flight) or a call that timed out while the
-upstream was silent; an answer that is an error is a success here. Outcomes that come in while it is open belong to
-calls from before and change nothing.
+A *failure* is the death of the upstream (one, however many calls were in flight, and however many workers had a
+connection to it) or a call that timed out while the upstream was silent; an answer that is an error is a success here.
+Outcomes that come in while it is open belong to calls from before and change nothing.
 
-In the half-open state each subscriber is given *permits*: how many calls it may send from then on. All permits
-together are as many as the rule says, and each outcome frees one, so no more probes than that are in flight. Permits
-that lead to no outcome for a while (their holder had no calls to send, or has gone) are withdrawn and dealt anew,
-beginning with the next subscriber, so that one without traffic doesn't keep it from closing.
+In the half-open state each subscriber is given *permits*: how many calls it may have in flight. All permits together
+are as many as the rule says. A subscriber tells how many it uses, and whether it wants for one; those that nobody uses
+are then dealt to whoever wants them, and now and then to the next one in turn, so that a subscriber without traffic
+doesn't keep the circuit from closing. Answers that were slow are counted: when there are enough of them, too high a
+share of slow ones opens it again.
 
 Times are monotonic nanoseconds.
 """
@@ -22,7 +23,7 @@ Times are monotonic nanoseconds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import attrs
@@ -38,8 +39,10 @@ _MOST_DOUBLINGS = 5
 _LONGEST_OPEN_NS = 600_000_000_000
 # Of the open time, up to so much is added, so that several breakers do not probe in step.
 _JITTER = 0.1
-# How long dealt permits may go without an outcome.
+# How long unused permits stay with a subscriber.
 PERMITS_DEALT_FOR_NS = 5_000_000_000
+# Within so long of the first who noticed, a death that others notice too is the same one.
+SAME_DEATH_NS = 2_000_000_000
 
 
 @attrs.frozen
@@ -91,21 +94,27 @@ class CircuitBreaker:
         self._jitter = jitter
         self._failures_in_row = 0
         self._buckets: deque[_Bucket] = deque()
-        self._successes = 0  # half-open: seen so far
+        self._successes = 0  # half-open: seen so far, slow ones included
+        self._slow = 0  # those of them that were slow
+        self._death_ns = 0  # of the last death: when the first source told of it
+        self._death_seen_by: set[str] = set()
         self._dealt_at_ns = 0
         self._turn = 0  # which subscriber is dealt to first
 
     # --- what moves it
 
-    def record(self, successes: int, deaths: int, silent: int, slow: int, now: int) -> list[Transition]:
-        """Outcomes counted since the last report. In which order they came is not known: the worst is assumed,
-        that the failures were the last."""
+    def record(
+        self, successes: int, deaths: int, silent: int, slow: int, now: int, source: str = ""
+    ) -> list[Transition]:
+        """Outcomes counted by one source since its last report. In which order they came is not known: the worst is
+        assumed, that the failures were the last."""
+        deaths = self._first_told(deaths, source, now)
         if self.state == "open":
             return []
         failures = deaths + silent
         good = successes + slow
         if self.state == "half_open":
-            return self._probed(good, deaths, silent, now)
+            return self._probed(good, deaths, silent, slow, now)
         self._count(good + failures, failures + slow, now)
         self._failures_in_row = failures + (0 if good else self._failures_in_row)
         if failures and self._failures_in_row >= self._rules.failure_threshold:
@@ -129,29 +138,31 @@ class CircuitBreaker:
 
     # --- permits
 
-    def deal(self, subscribers: Sequence[str], now: int) -> dict[str, int]:
-        """Withdraw all permits and deal them anew: how many each subscriber has from now on."""
+    def deal(
+        self, subscribers: Sequence[str], in_flight: Mapping[str, int], wanting: Sequence[str], now: int
+    ) -> dict[str, int]:
+        """How many permits each subscriber has from now on: those that it uses, and its share of the others.
+
+        ``in_flight``: the probes of each, as it told. ``wanting``: who has refused a call for want of a permit; they
+        share what is left, and without them all do.
+        """
         permits = dict.fromkeys(subscribers, 0)
-        if self.state == "half_open":
-            self._dealt_at_ns = now
-            for name, count in self._shared_out(subscribers, self._rules.half_open_calls).items():
-                permits[name] = count
+        if self.state != "half_open":
+            return permits
+        self._dealt_at_ns = now
+        left = self._rules.half_open_calls
+        for name in subscribers:
+            permits[name] = min(in_flight.get(name, 0), left)
+            left -= permits[name]
+        takers = [name for name in subscribers if name in wanting] or subscribers
+        if takers:
+            for index in range(left):
+                permits[takers[(self._turn + index) % len(takers)]] += 1
+            self._turn = (self._turn + left) % len(takers)
         return permits
 
-    def deal_freed(self, outcomes: int, source: str, subscribers: Sequence[str], now: int) -> dict[str, int]:
-        """So many probes came back: who may send how many more. Those that aren't named keep what they have.
-
-        Whoever probed goes on; when the outcome comes from elsewhere (a bridge, for calls of all acceptors) nobody
-        knows who that was, and the next ones are dealt to.
-        """
-        if self.state != "half_open" or not outcomes:
-            return {}
-        self._dealt_at_ns = now
-        freed = min(outcomes, self._rules.half_open_calls)
-        return {source: freed} if source in subscribers else self._shared_out(subscribers, freed)
-
     def deal_due_ns(self) -> int | None:
-        """When permits that led to nothing have to be dealt anew."""
+        """When permits that nobody uses have to be dealt anew."""
         return self._dealt_at_ns + PERMITS_DEALT_FOR_NS if self.state == "half_open" else None
 
     # --- memory
@@ -167,26 +178,33 @@ class CircuitBreaker:
         # Clocks differ at most by a boot, whose records are not restored; a bound costs nothing.
         self.retry_at_ns = min(record.retry_at_ns, now + 2 * _LONGEST_OPEN_NS)
         self._successes = 0
+        self._slow = 0
 
     # --- inside
 
-    def _shared_out(self, subscribers: Sequence[str], permits: int) -> dict[str, int]:
-        shares: dict[str, int] = {}
-        if not subscribers:
-            return shares
-        for index in range(permits):
-            name = subscribers[(self._turn + index) % len(subscribers)]
-            shares[name] = shares.get(name, 0) + 1
-        self._turn = (self._turn + permits) % len(subscribers)
-        return shares
+    def _first_told(self, deaths: int, source: str, now: int) -> int:
+        """How many of these deaths are news. A source that has told of one tells of the next one."""
+        if not deaths:
+            return 0
+        if source not in self._death_seen_by and self._death_seen_by and now - self._death_ns <= SAME_DEATH_NS:
+            self._death_seen_by.add(source)
+            deaths -= 1
+            if not deaths:
+                return 0
+        self._death_ns = now
+        self._death_seen_by = {source}
+        return deaths
 
-    def _probed(self, good: int, deaths: int, silent: int, now: int) -> list[Transition]:
+    def _probed(self, good: int, deaths: int, silent: int, slow: int, now: int) -> list[Transition]:
         if deaths or silent:
             return [self._open("deaths" if deaths else "silent", now)]
         self._successes += good
-        if self._successes >= self._rules.successes_to_close:
-            return [self._close("probes")]
-        return []
+        self._slow += slow
+        if self._successes < self._rules.successes_to_close:
+            return []
+        if self._slow and self._slow >= self._rules.failure_rate * self._successes:
+            return [self._open("rate", now)]
+        return [self._close("probes")]
 
     def _open(self, why: Literal["deaths", "silent", "rate"], now: int) -> Transition:
         doublings = min(self.openings, _MOST_DOUBLINGS)
@@ -214,6 +232,7 @@ class CircuitBreaker:
     def _forget(self) -> None:
         self._failures_in_row = 0
         self._successes = 0
+        self._slow = 0
         self._buckets.clear()
 
     def _count(self, calls: int, bad: int, now: int) -> None:

@@ -51,7 +51,8 @@ class Mux:
         shared: several clients; otherwise there is one, and everything passes through.
         probe_timeout_ns: how long a probe of a silent upstream may go unanswered.
         handshake_timeout_ns: the same of ``initialize``; launchers such as npx download the server first.
-        slow_call_ns: an answer that took longer counts as slow for the breaker, except for ``tools/call``.
+        slow_call_ns: an answer that took longer counts as slow for the breaker.
+        slow_tool_calls: whether that is so of ``tools/call`` too.
         max_held, max_held_bytes: messages held during the handshake.
         max_calls: calls in flight, those that stay open included: a last bound behind the owner's own.
 
@@ -66,6 +67,7 @@ class Mux:
         probe_timeout_ns: int = 5 * _SECOND,
         handshake_timeout_ns: int = 60 * _SECOND,
         slow_call_ns: int = 10 * _SECOND,
+        slow_tool_calls: bool = False,
         max_held: int = 1024,
         max_held_bytes: int = 16 * 1024 * 1024,
         max_calls: int = 65_536,
@@ -79,13 +81,18 @@ class Mux:
                 probe_timeout_ns=probe_timeout_ns,
                 handshake_timeout_ns=handshake_timeout_ns,
                 slow_call_ns=slow_call_ns,
+                slow_tool_calls=slow_tool_calls,
                 max_held=max_held,
                 max_held_bytes=max_held_bytes,
                 max_calls=max_calls,
             )
         else:
             self._instance = PrivateInstance(
-                version, probe_timeout_ns=probe_timeout_ns, slow_call_ns=slow_call_ns, max_calls=max_calls
+                version,
+                probe_timeout_ns=probe_timeout_ns,
+                slow_call_ns=slow_call_ns,
+                slow_tool_calls=slow_tool_calls,
+                max_calls=max_calls,
             )
 
     @property

@@ -45,9 +45,12 @@ class Call:
 class PrivateInstance:
     """See the module; the interface is Mux's."""
 
-    def __init__(self, version: str, *, probe_timeout_ns: int, slow_call_ns: int, max_calls: int) -> None:
+    def __init__(
+        self, version: str, *, probe_timeout_ns: int, slow_call_ns: int, slow_tool_calls: bool, max_calls: int
+    ) -> None:
         self._legacy = version != ""
         self._slow_call_ns = slow_call_ns
+        self._never_slow = () if slow_tool_calls else ("tools/call",)
         self._max_calls = max_calls
         self._down = False
         self._session: Hashable | None = None
@@ -184,7 +187,7 @@ class PrivateInstance:
             if self._silence.suspect(given_up.heard):
                 if self._silence.begin(now):
                     effects.append(ToUpstream(own_messages.probe(self._fresh_id(), legacy=self._legacy)))
-            elif given_up.method != "tools/call":
+            elif given_up.method not in self._never_slow:
                 effects.append(SLOW)
         return effects
 
@@ -257,7 +260,7 @@ class PrivateInstance:
             raw = error_reply(call.id, _INVALID_PARAMS, "the server speaks an unsupported protocol version", data)
         effects: list[Effect] = [ToClient(self._session, call.number, True, raw)]
         if not call.open_ended:
-            slow = now - call.sent_ns > self._slow_call_ns and call.method != "tools/call"
+            slow = now - call.sent_ns > self._slow_call_ns and call.method not in self._never_slow
             effects.append(SLOW if slow else SUCCESS)
         return effects
 

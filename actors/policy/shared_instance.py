@@ -136,6 +136,7 @@ class SharedInstance:
         probe_timeout_ns: int,
         handshake_timeout_ns: int,
         slow_call_ns: int,
+        slow_tool_calls: bool,
         max_held: int,
         max_held_bytes: int,
         max_calls: int,
@@ -144,6 +145,7 @@ class SharedInstance:
         self._legacy = version != NO_HANDSHAKE
         self._handshake_timeout_ns = handshake_timeout_ns
         self._slow_call_ns = slow_call_ns
+        self._never_slow = () if slow_tool_calls else ("tools/call",)
         self._max_held = max_held
         self._max_held_bytes = max_held_bytes
         self._max_calls = max_calls
@@ -428,7 +430,7 @@ class SharedInstance:
             if self._silence.suspect(given_up.heard):
                 if self._silence.begin(now):
                     effects.append(ToUpstream(own_messages.probe(self._own_id("probe"), legacy=self._legacy)))
-            elif given_up.method != "tools/call":
+            elif given_up.method not in self._never_slow:
                 effects.append(SLOW)
         return effects
 
@@ -551,7 +553,7 @@ class SharedInstance:
         if message.error:
             effects += self._undo(call)
         if not call.open_ended:
-            slow = now - call.sent_ns > self._slow_call_ns and call.method != "tools/call"
+            slow = now - call.sent_ns > self._slow_call_ns and call.method not in self._never_slow
             effects.append(SLOW if slow else SUCCESS)
         return effects
 

@@ -11,8 +11,8 @@ Rules, in one place:
 - A call is answered, always: by the upstream, or by ``failed`` with 502 (the upstream may have seen it) or 503 (it has
   not). While an instance starts, calls wait for it; while its slot waits for the next restart they fail at once.
 - What clients can make this keep is bounded: calls in flight by ``upstream_max_inflight`` for each upstream (waiting
-  ones included), requests that stay open by ``MAX_OPEN`` for each session, waiting bytes by ``max_buffer_size`` for
-  each slot.
+  ones included, and those of other pools with the same upstream), requests that stay open by ``MAX_OPEN`` for each
+  session, waiting bytes by ``max_buffer_size`` for each slot.
 - A shared instance that was up and dies is started again by itself as long as a session is attached to it; its
   multiplexer lives on, and so do the sessions. A per-session instance that dies takes its session with it.
 - A crash loop costs the machine one start every few seconds for each slot, or for each per-session upstream.
@@ -31,6 +31,7 @@ from actors.policy.mux import Mux
 from ipc.messages import Envelope
 from ipc.settings import Settings, Upstream
 
+from .bulkhead import Bulkhead, OwnBulkhead
 from .slot import (
     CANCELLED,
     MILLISECOND,
@@ -53,6 +54,7 @@ __all__ = ["Instance", "Pool", "PoolEvents", "Transport"]
 MAX_OPEN = 64  # requests that stay open, for each session: the contract asks for a cap, editors open a handful
 MAX_EARLY = 16  # calls given up before they came; more than a few at a time means that they were answered
 IDLE_NS = 300 * SECOND
+PROBE_NS = 5 * SECOND  # for the answer to a probe, unless calls have less time
 
 UNAVAILABLE = 503
 
@@ -91,6 +93,7 @@ class Pool:
         jitter: gives numbers in [0, 1).
         on_change: called with (upstream, "up" | "down" | "restarted", reason) when an instance came up for the first
             time, went down, or came up again.
+        bulkhead: where other pools have the same upstreams; without it this one has them alone.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class Pool:
         now: int,
         jitter: Callable[[], float] = random.random,
         on_change: Callable[[str, Change, str], None] | None = None,
+        bulkhead: Bulkhead | None = None,
     ) -> None:
+        self.bulkhead = bulkhead if bulkhead is not None else OwnBulkhead(settings.upstream_max_inflight)
         self.events = events
         self.settings = settings
         self.jitter = jitter
@@ -178,11 +183,8 @@ class Pool:
             self.count("given up early")
             return
         stays_open = eras.is_open_ended(envelope.method)
-        full = (
-            len(known.open) >= MAX_OPEN
-            if stays_open
-            else known.upstream.in_flight >= self.settings.upstream_max_inflight
-        )
+        name = known.upstream.config.name
+        full = len(known.open) >= MAX_OPEN if stays_open else not self.bulkhead.enter(name)
         if full:
             self._reject(session, call, envelope, "overloaded", OVERLOADED_RETRY_MS)
             return
@@ -224,7 +226,7 @@ class Pool:
         # Normally the client's own ``initialize`` reaches its server. Where it has been answered by another already
         # (see ``attach``) the gateway greets the server, as it does for shared ones.
         version = known.route.version
-        mux = self.make_mux(version, shared=bool(version))
+        mux = self.make_mux(known.upstream.config, version, shared=bool(version))
         slot = Slot(self, known.upstream, version, mux, session)
         known.upstream.slots.add(slot)
         known.slots.add(slot)
@@ -290,16 +292,24 @@ class Pool:
         """The shared slot of that key; made if there is none."""
         found = upstream.keys.get(key)
         if found is None:
-            found = upstream.keys[key] = Slot(self, upstream, key, self.make_mux(key, shared=True), None)
+            found = upstream.keys[key] = Slot(
+                self, upstream, key, self.make_mux(upstream.config, key, shared=True), None
+            )
             upstream.slots.add(found)
         return found
 
-    def make_mux(self, version: str, *, shared: bool) -> Mux:
+    def probe_ns(self, upstream: Upstream) -> int:
+        """How long a probe of that upstream may go unanswered."""
+        return min(PROBE_NS, self.settings.call_timeout_ms(upstream) * MILLISECOND)
+
+    def make_mux(self, upstream: Upstream, version: str, *, shared: bool) -> Mux:
         return Mux(
             version=version,
             shared=shared,
+            probe_timeout_ns=self.probe_ns(upstream),
             handshake_timeout_ns=START_TIMEOUT_NS,
             slow_call_ns=self.settings.circuitbreaker_slow_call_ms * MILLISECOND,
+            slow_tool_calls=upstream.slow_tool_calls,
         )
 
     def refuse(self, message: Waiting, reason: str, retry_after_ms: int) -> None:
@@ -318,6 +328,7 @@ class Pool:
             known.open.discard(call)
         else:
             known.upstream.in_flight -= 1
+            self.bulkhead.leave(known.upstream.config.name)
         return True
 
     def joined(self, session: Hashable, slot: Slot) -> None:

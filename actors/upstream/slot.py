@@ -25,6 +25,7 @@ from actors.policy.mux import (
     ToClient,
     ToUpstream,
 )
+from actors.policy.silence import Silence
 from ipc.messages import Envelope
 from ipc.settings import Upstream
 
@@ -215,6 +216,7 @@ class Slot:
         self._attached: set[Hashable] = set()  # sessions that the multiplexer knows
         self._negotiated = ""
         self._spoke = False  # this run has sent a message
+        self._silence = Silence(pool.probe_ns(upstream.config))  # of a run that has sent none yet
         self._down_reason = "upstream down"
         self._heard_ns = 0  # when the latest message came
         self._checked_ns = 0  # when it was last probed because it was quiet
@@ -248,6 +250,9 @@ class Slot:
     def abandon(self, session: Hashable, call: int, reason: str, now: int) -> None:
         """Nobody waits for the call; the pool has forgotten it."""
         if self._waiting and self._drop_waiting(lambda held: held.session == session and held.call == call):
+            connected = self.instance is not None and self.instance.transport is not None
+            if reason == "timeout" and connected and not self._spoke:
+                self._silence.begin(now)  # the handshake, which is unanswered too, is the probe
             return
         self._apply(self.mux.abandon(session, call, reason, now), now)
 
@@ -267,7 +272,9 @@ class Slot:
             self._came_up(now)
 
     def line(self, raw: bytes, now: int) -> None:
-        self._spoke = True
+        if not self._spoke:
+            self._spoke = True
+            self._silence.hear()
         self._heard(now)
         self._apply(self.mux.from_upstream(raw, now), now)
         if self._backlog:
@@ -324,6 +331,8 @@ class Slot:
             else:
                 self.state = "idle"
         elif self.state == "starting":
+            for _ in range(self._silence.expire(now)):
+                self._pool.events.outcome(self._name, "silent")
             if now >= self.start_deadline_ns:
                 self.died("not ready in time", now)
             elif self.instance is not None and self.instance.transport is not None:
@@ -356,6 +365,7 @@ class Slot:
         self.state = "starting"
         self._spoke = False
         self._silent = False
+        self._silence.forget()
         self.start_deadline_ns = now + START_TIMEOUT_NS
         self._pool.wake_at(now + TICK_NS)
         self.instance = Instance(self)
@@ -394,7 +404,7 @@ class Slot:
         self._release()
         self.state = "idle"
         # Nothing was in flight, and nobody is attached: what the multiplexer says now is nobody's business.
-        self.mux = self._pool.make_mux(self.key, shared=True)
+        self.mux = self._pool.make_mux(self.upstream.config, self.key, shared=True)
         self._was_up = False
         self._negotiated = ""
 

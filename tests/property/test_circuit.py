@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.policy.circuit import PERMITS_DEALT_FOR_NS, CircuitBreaker, CircuitRules, Transition
+from actors.policy.circuit import (
+    PERMITS_DEALT_FOR_NS,
+    SAME_DEATH_NS,
+    CircuitBreaker,
+    CircuitRules,
+    Transition,
+)
 from ipc.messages import CircuitState
 
 S = 1_000_000_000
@@ -51,7 +58,7 @@ def test_it_moves_only_along_its_table(todo: list[tuple[str, object]]) -> None:
     breaker = _breaker()
     now = 0
     state: CircuitState = "closed"
-    successes = 0
+    successes = slow_seen = 0
     for what, argument in todo:
         moves: list[Transition] = []
         if what == "wait":
@@ -65,9 +72,14 @@ def test_it_moves_only_along_its_table(todo: list[tuple[str, object]]) -> None:
                 assert moves == []
             if state == "half_open":
                 successes += good + slow
-                assert (breaker.state == "open") is bool(deaths + silent)
-                if not deaths + silent:
-                    assert (breaker.state == "closed") is (successes >= RULES.successes_to_close)
+                if deaths + silent:
+                    assert breaker.state == "open"
+                slow_seen += slow
+                if not deaths + silent and successes >= RULES.successes_to_close:
+                    too_slow = slow_seen and slow_seen >= RULES.failure_rate * successes
+                    assert breaker.state == ("open" if too_slow else "closed")
+                elif not deaths + silent:
+                    assert breaker.state == "half_open"
             if state == "closed" and deaths + silent >= RULES.failure_threshold:
                 assert breaker.state == "open"
             if state == "closed" and not deaths + silent + slow:
@@ -87,17 +99,17 @@ def test_it_moves_only_along_its_table(todo: list[tuple[str, object]]) -> None:
             breaker = _breaker()
             breaker.restore(remembered, now)
             assert breaker.remember() == remembered
-            successes = 0
+            successes = slow_seen = 0
         else:
             assert isinstance(argument, int)
             names = [f"acceptor.{i}" for i in range(argument)]
-            permits = breaker.deal(names, now)
+            permits = breaker.deal(names, {}, [], now)
             expected = RULES.half_open_calls if breaker.state == "half_open" and names else 0
             assert sum(permits.values()) == expected
         for move in moves:
             assert (state, move.state) in allowed
             state = move.state
-            successes = 0
+            successes = slow_seen = 0
         assert breaker.state == state
         if state == "open":
             assert breaker.retry_at_ns > 0
@@ -167,17 +179,99 @@ def test_old_failures_are_forgotten() -> None:
     assert breaker.state == "closed"
 
 
+def test_slow_probes_do_not_close_it() -> None:
+    """A server that answers its probes, but slowly, is not back; a slow one among quick ones is."""
+    for slow, state in ((3, "open"), (2, "open"), (1, "closed"), (0, "closed")):
+        breaker = _opened()
+        breaker.tick(breaker.retry_at_ns)
+        breaker.record(3 - slow, 0, 0, slow, breaker.retry_at_ns)
+        assert breaker.state == state
+
+
 def test_permits_go_round() -> None:
-    """With more subscribers than permits each gets its turn; freed permits go to whoever probed."""
+    """With more subscribers than permits each gets its turn; those in use stay where they are."""
     breaker = _opened()
     breaker.tick(breaker.retry_at_ns)
     names = ["a", "b", "c", "d"]
-    first = breaker.deal(names, 0)
+    first = breaker.deal(names, {}, [], 0)
     assert sum(first.values()) == 3
     assert breaker.deal_due_ns() == PERMITS_DEALT_FOR_NS
-    second = breaker.deal(names, PERMITS_DEALT_FOR_NS)
+    second = breaker.deal(names, {}, [], PERMITS_DEALT_FOR_NS)
     assert all(first[name] + second[name] for name in names)
-    assert breaker.deal_freed(2, "b", names, 0) == {"b": 2}
-    assert sum(breaker.deal_freed(2, "bridge", names, 0).values()) == 2
-    assert breaker.deal_freed(0, "b", names, 0) == {}
-    assert sum(breaker.deal_freed(99, "b", names, 0).values()) == 3
+    assert breaker.deal(names, {"b": 2}, ["d"], 0) == {"a": 0, "b": 2, "c": 0, "d": 1}
+    assert breaker.deal(names, {"b": 2, "d": 1}, ["a"], 0) == {"a": 0, "b": 2, "c": 0, "d": 1}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5)),
+    st.lists(st.sampled_from("abcdefg"), unique=True),
+    st.lists(st.sampled_from("abcdefg"), unique=True),
+    st.integers(1, 6),
+)
+def test_permits_are_never_more_than_the_rule(
+    in_flight: dict[str, int], names: list[str], wanting: list[str], calls: int
+) -> None:
+    """Whatever is in flight where and whoever wants for some: together they are exactly the rule's number, and nobody
+    loses one that it uses while there are enough."""
+    breaker = _breaker(attrs.evolve(RULES, half_open_calls=calls))
+    breaker.doubt()
+    permits = breaker.deal(names, in_flight, wanting, 0)
+    assert set(permits) == set(names)
+    assert sum(permits.values()) == (calls if names else 0)
+    if sum(in_flight.get(name, 0) for name in names) <= calls:
+        assert all(permits[name] >= in_flight.get(name, 0) for name in names)
+        if takers := set(names) & set(wanting):
+            assert all(permits[name] == in_flight.get(name, 0) for name in set(names) - takers)
+
+
+reports = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 3000)), max_size=40)
+
+
+@given(reports)
+def test_a_death_counts_once_whoever_tells_of_it(told: list[tuple[str, int, int]]) -> None:
+    """Against a plain model: the first to tell of a death begins it; within two seconds every other source's first
+    death is the same one; what a source tells beyond that is news."""
+    breaker = _breaker(attrs.evolve(RULES, failure_threshold=10**9, minimum_calls=10**9))
+    now = began = 0
+    seen: set[str] = set()
+    counted = 0
+    for source, deaths, wait_ms in told:
+        now += wait_ms * 1_000_000
+        for _ in range(deaths):
+            if seen and source not in seen and now - began <= SAME_DEATH_NS:
+                seen.add(source)
+                continue
+            counted += 1
+            began, seen = now, {source}
+        breaker.record(0, deaths, 0, 0, now, source)
+    assert breaker.remember().failures_in_row == counted
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=200))
+def test_it_opens_when_a_plain_model_does(calls: list[tuple[bool, int]]) -> None:
+    """One call at a time, seconds apart: five failures in a row, or half of at least twenty calls of the last minute
+    (which is forgotten in steps of five seconds), and not before."""
+    breaker = _breaker()
+    now = in_row = 0
+    history: list[tuple[int, bool]] = []
+    for good, wait in calls:
+        now += wait * S
+        history.append((now, good))
+        in_row = 0 if good else in_row + 1
+        moves = breaker.record(good, 0, not good, 0, now)
+        surely = [one for at, one in history if at > now - 55 * S]
+        perhaps = [one for at, one in history if at > now - 60 * S]
+        if in_row >= 5:
+            assert moves
+        elif moves:
+            assert not good
+            assert len(perhaps) >= 20
+            assert any(
+                part.count(False) >= 0.5 * len(part)
+                for start in range(len(perhaps))
+                if len(part := perhaps[start:]) >= 20
+            )
+        elif not good and len(surely) >= 20 and surely == perhaps:
+            assert surely.count(False) < 0.5 * len(surely)
+        if moves:
+            return

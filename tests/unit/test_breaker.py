@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from policy_worker import Worker, eventually, policy_worker
@@ -12,7 +14,17 @@ from policy_worker import Worker, eventually, policy_worker
 from actors import audit, breaker
 from actors.policy import circuit as circuit_module
 from ipc.mailbox import Mailbox
-from ipc.messages import BreakerSnapshot, BreakerSubscribe, Circuit, Done, Outcomes, ResetBreaker
+from ipc.messages import (
+    BreakerSnapshot,
+    BreakerSubscribe,
+    Circuit,
+    Done,
+    ListAnswer,
+    ListAnswers,
+    Outcomes,
+    ProbesInFlight,
+    ResetBreaker,
+)
 
 A0, A1 = "acceptor.0", "acceptor.1"
 FIVE_DEATHS = ("time", 0, 5, 0, 0)
@@ -65,11 +77,90 @@ async def test_probes_are_shared_out_and_close_it(tmp_path: Path) -> None:
             told.append(circuit)
         assert sum(circuit.permits for circuit in told) == 3
         _report(worker, ("time", 2, 0, 0, 0))
-        assert (await _told(boxes[0])).permits == 2  # as many as came back
         _report(worker, ("time", 1, 0, 0, 0))
         for box in boxes:
             while (circuit := await _told(box)).state != "closed":
                 pass
+
+
+async def test_an_unused_permit_goes_to_who_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever refused a call for want of a permit is dealt those that nobody uses, at once; never more than the rule's
+    number are out, and those in use stay."""
+    monkeypatch.setattr(circuit_module, "PERMITS_DEALT_FOR_NS", 3_600_000_000_000)
+    async with policy_worker(tmp_path, circuitbreaker_reset_timeout=10, circuitbreaker_half_open_calls=2) as worker:
+        boxes = {name: worker.open(name) for name in (A0, A1)}
+        await worker.start("breaker", breaker.main)
+        for name in boxes:
+            await _subscribe(worker, name)
+        _report(worker, FIVE_DEATHS)
+        for box in boxes.values():
+            while (circuit := await _told(box)).state != "half_open":
+                pass
+            assert circuit.permits == 1
+        tell = worker.exchange.address("breaker").control
+        tell(ProbesInFlight(A0, [("time", 1, True)]))
+        assert [(await _told(box)).permits for box in boxes.values()] == [2, 0]
+        tell(ProbesInFlight(A1, [("time", 0, True)]))
+        assert [(await _told(box)).permits for box in boxes.values()] == [1, 1]
+        tell(ProbesInFlight(A0, [("time", 0, False), ("unknown", 1, True)]))
+        tell(ProbesInFlight("acceptor.9", [("time", 7, True)]))
+        tell(ProbesInFlight(A1, [("time", 1, True)]))
+        assert [(await _told(box)).permits for box in boxes.values()] == [0, 2]
+
+
+def _answer(text: str, learnt_ns: int, method: str = "tools/list", cursor: str = "", name: str = "time") -> ListAnswer:
+    result = b'{"tools":[{"name":"%b"}]}' % text.encode()
+    return ListAnswer(name, method, cursor, "2025-11-25", learnt_ns, hashlib.blake2b(result, digest_size=16).digest(),
+                      result)
+
+
+async def _heard(mailbox: Mailbox) -> list[ListAnswer]:
+    with trio.fail_after(5):
+        while True:
+            for delivery in await mailbox.receive():
+                if isinstance(delivery.message, ListAnswers):
+                    return delivery.message.rows
+
+
+async def test_list_answers_reach_every_other_subscriber(tmp_path: Path) -> None:
+    """What one acceptor tells, the others hear, and it doesn't; a later subscriber is told everything; an older or
+    made-up answer changes nothing."""
+    async with policy_worker(tmp_path) as worker:
+        boxes = [worker.open(A0), worker.open(A1)]
+        await worker.start("breaker", breaker.main)
+        for name in (A0, A1):
+            await _subscribe(worker, name)
+        tell = worker.exchange.address("breaker").control
+        strange = [_answer("x", 10, name="unknown"), _answer("y", 1, method="tools/call")]
+        tell(ListAnswers(A0, [_answer("a", 10), *strange]))
+        assert await _heard(boxes[1]) == [_answer("a", 10)]
+        tell(ListAnswers(A1, [_answer("older", 9), ListAnswer("time", "tools/list", "", "2025-11-25", 11, b"other")]))
+        tell(ListAnswers(A1, [msgspec.structs.replace(_answer("a", 12), result=b"")]))
+        assert await _heard(boxes[0]) == [_answer("a", 12)]
+        await _subscribe(worker, A1)  # anew, as after a restart
+        assert await _heard(boxes[1]) == [_answer("a", 12)]
+        tell(ListAnswers(A0, [ListAnswer("time", "tools/list", "", "2025-11-25", 13)]))
+        assert [row.digest for row in await _heard(boxes[1])] == [b""]
+        assert (await worker.describe("breaker"))["catalogue"] == {"time": {"answers": 0, "bytes": 0}}
+        assert not worker.crashes
+
+
+async def test_many_list_answers_come_in_parts(tmp_path: Path) -> None:
+    """A new subscriber is told of megabytes in messages that fit into its mailbox, until it knows them all."""
+    async with policy_worker(tmp_path) as worker:
+        worker.open(A0)
+        await worker.start("breaker", breaker.main)
+        rows = [_answer("a" * 1_000_000, 1, cursor=str(number)) for number in range(4)]
+        for row in rows:
+            worker.exchange.address("breaker").control(ListAnswers(A0, [row]))
+        box = worker.open(A1)
+        await _subscribe(worker, A1)
+        heard: list[ListAnswer] = []
+        while len(heard) < len(rows):
+            part = await _heard(box)
+            assert sum(len(row.result) for row in part) <= 2 << 20
+            heard += part
+        assert sorted(heard, key=lambda row: row.cursor) == rows
 
 
 async def test_a_new_subscriber_shares_in_the_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

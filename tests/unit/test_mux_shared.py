@@ -308,6 +308,17 @@ def test_late_answers_are_slow() -> None:
         assert bench.answer(minted)[1:] == [Outcome(kind)]  # type: ignore[arg-type]
 
 
+def test_slow_tools_count_where_the_server_asks_for_it() -> None:
+    """Then a tool's late answer is slow, and so is a call of one that was given up while the server spoke."""
+    bench = Bench(slow_call_ns=100, slow_tool_calls=True)
+    minted = bench.request("a", '{"jsonrpc":"2.0","id":1,"method":"tools/call"}')
+    bench.now += 101
+    assert bench.answer(minted)[1:] == [Outcome("slow")]
+    bench.request("a", '{"jsonrpc":"2.0","id":2,"method":"tools/call"}')
+    bench.notify("notifications/whatever")
+    assert bench.mux.abandon("a", 2, "timeout", bench.now)[1:] == [Outcome("slow")]
+
+
 def test_abandon_is_idempotent() -> None:
     """A call that has ended, or never was, can be given up without effect."""
     bench = Bench()

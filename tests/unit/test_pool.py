@@ -44,6 +44,28 @@ def test_calls_wait_while_it_starts() -> None:
     assert rig.failures == []
 
 
+def test_calls_that_time_out_in_an_unanswered_handshake_count() -> None:
+    """A server that was started and says nothing is silent: what times out while it waits counts, once the time for
+    its handshake's answer is over as well; whatever it says before that clears it."""
+    for spoke, outcomes in ((False, [("s", "silent")] * 2), (True, [])):
+        rig = PoolRig((shared(),), at_once=False)
+        for session in "ab":
+            rig.pool.attach(session, "s")
+            rig.initialize(session, 1)
+        rig.pool.abandon("a", 1, "timeout", rig.now)
+        rig.pool.abandon("b", 1, "timeout", rig.now)
+        assert rig.outcomes == []
+        instance = rig.opening.pop()
+        instance.opened(Wire(instance, "s"), rig.now)
+        for session in "ab":
+            rig.initialize(session, 2)
+            rig.pool.abandon(session, 2, "timeout", rig.now)
+        if spoke:
+            instance.line(b"npm notice", rig.now)
+        rig.wait(10)
+        assert rig.outcomes == outcomes
+
+
 def test_waiting_is_bounded_in_time_and_bytes() -> None:
     """Past the buffer calls are refused; past the start's time limit all that wait fail unsent, with the reason."""
     rig = PoolRig((shared(),), at_once=False, settings={"max_buffer_size": 1000})
