@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import attrs
 
@@ -240,6 +241,13 @@ class LeaseBook:
             self._end(lease)
         budget.size = 1
         self._forget_later(budget, now)
+
+    def recall(self, keys: Keys, leases: Collection[int]) -> None:
+        """The limiter wants these leases back: nothing more is spent of them, and the next reports account for them."""
+        budget = self._budgets.get(keys)
+        for held in list(budget.held) if budget is not None else ():
+            if held.lease in leases:
+                self._end(held)
 
     def close(self, now: int) -> list[LeaseReport]:
         """End all leases. What the hub sends when it is drained."""
