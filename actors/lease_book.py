@@ -53,7 +53,9 @@ class _Budget:
     held: list[_Held] = attrs.field(factory=list)  # usable ones, oldest first
     size: int = 1  # of the next lease: doubled when one is used up, halved when one comes back
     asking: bool = False
+    asked_for: int = 1  # what the first message of the last question costs
     exhausted_until_ns: int = 0
+    exhausted_for: int = 1  # a message that costs less may still pass until then
     open: int = 0  # leases whose last report isn't out
     remaining: int = 0  # at the limiter, as its last lease told
     more_at_ns: int = 0
@@ -126,11 +128,13 @@ class LeaseBook:
                 break
         return True
 
-    def retry_after_ms(self, keys: Keys, now: int) -> int:
+    def retry_after_ms(self, keys: Keys, now: int, cost: int = 1) -> int:
         """More than 0: the client is over its limit for so long, refuse. 0: ask the limiter."""
         budget = self._budgets.get(keys)
         if budget is None:
             return 1000 if len(self._budgets) >= self._capacity else 0
+        if cost < budget.exhausted_for:
+            return 0
         return max(0, math.ceil((budget.exhausted_until_ns - now) / 1e6))
 
     def outlook(self, keys: Keys, now: int) -> Outlook | None:
@@ -159,12 +163,13 @@ class LeaseBook:
             if not parked or not self._enabled or len(self._budgets) >= self._capacity:
                 return None
             budget = self._budgets[keys] = _Budget(keys)
-        if budget.asking or now < budget.exhausted_until_ns:
+        if budget.asking or (now < budget.exhausted_until_ns and least >= budget.exhausted_for):
             return None
         left = sum(lease.left for lease in budget.held if now < lease.until_ns)
         if parked <= left and (budget.size < _PREFETCH_FROM or left > budget.size // 4):
             return None
         budget.asking = True
+        budget.asked_for = least
         for lease in budget.held:
             if lease.used:
                 self._urgent.append(lease)
@@ -194,6 +199,7 @@ class LeaseBook:
         if budget is not None:
             budget.asking = False
             budget.exhausted_until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
+            budget.exhausted_for = budget.asked_for
             self._forget_later(budget, budget.exhausted_until_ns)
 
     def unanswered(self, keys: Keys, now: int) -> None:

@@ -268,13 +268,13 @@ class Limiter:
         )
 
     def _recall(self, delivery: Delivery, message: LeaseRequest, now: int) -> bool:
-        """Before anybody is refused: ask back what other acceptors hold of that budget. True: the answer waits."""
+        """Before anybody is refused: ask back what is held of that budget elsewhere. True: the answer waits."""
         if not self.enabled or self._recalls.is_full or self._running(message.acceptor) is None:
             return False
         if self.leases.has_units(message.keys, message.least, now):
             return False
         wanted: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-        for holder, keys, lease in self.leases.held_by_others(message.acceptor, message.keys):
+        for holder, keys, lease in self.leases.held_besides(message.acceptor, message.keys):
             wanted.setdefault((holder, keys), []).append(lease)
         asked: list[int] = []
         for (holder, keys), leases in wanted.items():

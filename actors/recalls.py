@@ -1,6 +1,6 @@
-"""Questions for budget that wait while leases which other acceptors hold are called back.
+"""Questions for budget that wait while leases which others hold are called back.
 
-A unit that lies unused in one acceptor is missing in another: without this, a client would be over its limit a little
+A unit that lies unused in one acceptor, or under one principal of an address, is missing for another: without this, a client would be over its limit a little
 before it is, and would hear a time that is too late. So before anybody is refused, whoever holds something for one of
 the same keys is asked to account for it. That takes a round trip; who doesn't answer in time is not waited for, and
 then what he holds counts as spent.

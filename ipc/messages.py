@@ -235,7 +235,7 @@ class LeaseReport(Message, frozen=True):
 class Recall(Message, frozen=True):
     """The limiter to an acceptor: account for these leases of ``keys`` now, and give back what is left of them.
 
-    Another acceptor needs it: answered with a closing LeaseReport for each that is held.
+    Somebody else needs it: answered with a closing LeaseReport for each that is held.
     """
 
     keys: tuple[str, ...]

@@ -126,7 +126,7 @@ class Budget:
 
     def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int, cost: int = 1) -> bool:
         """``item`` can't be paid here. False: it waits for a lease. True: it is over the limit and was refused."""
-        over_ms = self._leases.retry_after_ms(keys, now)
+        over_ms = self._leases.retry_after_ms(keys, now, cost)
         if over_ms:
             self._over_limit(connection, item, over_ms)
             return True

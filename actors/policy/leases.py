@@ -129,14 +129,15 @@ class LeasePolicy:
         """Whether that many could be granted now."""
         return all(self.table.left(key, now) >= least for key in keys)
 
-    def held_by_others(self, acceptor: str, keys: tuple[str, ...]) -> list[tuple[str, tuple[str, ...], int]]:
-        """Leases that other acceptors hold for any of these keys: whose, of which keys, and which."""
+    def held_besides(self, acceptor: str, keys: tuple[str, ...]) -> list[tuple[str, tuple[str, ...], int]]:
+        """Leases of any of these keys but those of this acceptor for them all: whose, of which keys, and which."""
+        asking = acceptor, tuple(dict.fromkeys(keys))
         found: dict[int, _Outstanding] = {}
         for key in keys:
             window = self.table.get(key)
             for lease in window.grants if window is not None else ():
                 known = self._leases.get(lease)
-                if known is not None and known.acceptor != acceptor:
+                if known is not None and (known.acceptor, known.keys) != asking:
                     found[lease] = known
         return [(known.acceptor, known.keys, lease) for lease, known in found.items()]
 

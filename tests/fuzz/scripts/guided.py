@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import atheris
-
 from fuzz.targets import CORPUS, NAMES, packed, target
 
 TOKENS = Path(__file__).parent.parent / "tokens.dict"
@@ -27,7 +26,7 @@ def fuzz(name: str, arguments: list[str]) -> None:
     atheris.enabled_hooks.add("str")  # its hook of patterns breaks those of the standard library's json
     with atheris.instrument_imports(include=["actors"]):
         one = target(name)
-    atheris.Setup([sys.argv[0], *arguments], lambda data: one.check(bytes(data)))
+    atheris.Setup(arguments, lambda data: one.check(bytes(data)))
     atheris.Fuzz()
 
 
@@ -36,6 +35,10 @@ def run(name: str, seconds: int, *, keep: bool) -> bool:
     one = target(name)
     sys.stdout.write(f"\n{name}: {one.invariant.partition(chr(10))[0]}\n")
     with tempfile.TemporaryDirectory(prefix="portcullis-fuzz-") as work:
+        # libFuzzer starts itself anew to minimise, by its first argument.
+        program = Path(work) / "program"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} --child {name} "$0" "$@"\n')
+        program.chmod(0o700)
         seeds, found, kept = (Path(work) / part for part in ("seeds", "found", "kept"))
         for directory in (seeds, found, kept):
             directory.mkdir()
@@ -43,9 +46,10 @@ def run(name: str, seconds: int, *, keep: bool) -> bool:
             (seeds / hashlib.sha256(data).hexdigest()).write_bytes(data)
         options = [f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", f"-dict={TOKENS}", "-print_final_stats=1"]
         prefix = f"-artifact_prefix={tempfile.gettempdir()}/portcullis-{name}-"
-        passed = _run(name, [*options, prefix, str(found), str(seeds)])
+        passed = _run(name, [str(program), *options, prefix, str(found), str(seeds)])
         if keep:
-            _run(name, ["-merge=1", f"-max_len={LONGEST}", str(kept), str(found), str(seeds)], quiet=True)
+            merge = [str(program), "-merge=1", f"-max_len={LONGEST}", str(kept), str(found), str(seeds)]
+            _run(name, merge, quiet=True)
             inputs = sorted((file.read_bytes() for file in kept.iterdir()), key=len)
             new = [data for data in inputs if data not in one.seeds][:MOST_KEPT]
             CORPUS.mkdir(exist_ok=True)
@@ -55,8 +59,7 @@ def run(name: str, seconds: int, *, keep: bool) -> bool:
 
 
 def _run(name: str, arguments: list[str], *, quiet: bool = False) -> bool:
-    command = [sys.executable, __file__, "--child", name, *arguments]
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(arguments, check=False, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     output = done.stdout + done.stderr
     if done.returncode and not quiet:
         sys.stdout.write(output[-6000:] + "\n")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 
-from actors.acceptor.auth_endpoints import _fields
-from actors.acceptor.http import HttpError, Request
 from fuzz.fuzz_codecs import check_head, head_ours, head_stream
 from fuzz.targets import cuts_of, knobs
+
+from actors.acceptor.auth_endpoints import _fields
+from actors.acceptor.http import HttpError, Request
 
 JSON = b"POST /auth/token HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 FORM = JSON.replace(b"application/json", b"application/x-www-form-urlencoded")

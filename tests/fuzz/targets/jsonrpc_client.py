@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from fuzz.targets import knobs
 from strict_reader import ABSENT, Malformed, Number, Pairs, TooDeep, depth, has_variants, is_polluted, plain, read
 
 from actors.policy.jsonrpc import Refusal, fast_path, parse_client, slow_path, splice
-from fuzz.targets import knobs
 from ipc.messages import Envelope
 
 KEYS = ("jsonrpc", "id", "method", "params", "result", "error")

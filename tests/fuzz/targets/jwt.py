@@ -15,8 +15,8 @@ import json
 
 from jwt_forge import SECRET, compact, hs
 
-from actors.policy.jwt_tokens import KeyUnknown, OutsideIssuer, OwnIssuer, TokenRefused, Verifier
 from actors.policy.jws import parse
+from actors.policy.jwt_tokens import KeyUnknown, OutsideIssuer, OwnIssuer, TokenRefused, Verifier
 
 NOW_MS = 1_800_000_000_000
 NOW = NOW_MS // 1000

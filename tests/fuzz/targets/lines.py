@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 
-from actors.acceptor.lines import LineReader, LineTooLong
 from fuzz.fuzz_codecs import check_lines, cut, line_stream
 from fuzz.targets import cuts_of, knobs
+
+from actors.acceptor.lines import LineReader, LineTooLong
 
 SEEDS = [bytes([2, 5, 1, 9]) + line_stream(random.Random(seed))[0][:500] for seed in range(16)] + [
     b"\xff\0\0\3abc\r\n\r\n\nabcd\nab\r\r\n"

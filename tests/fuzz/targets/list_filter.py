@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from fuzz.fuzz_authorization import answer
+from fuzz.targets import knobs
 from strict_reader import Number, Pairs, TooDeep, read
 
 from actors.policy.list_filter import Unreadable, filtered
-from fuzz.fuzz_authorization import answer
-from fuzz.targets import knobs
 
 LISTS = {
     "tools/list": ("tools", "name"),

@@ -11,7 +11,6 @@ The input is a script: one line a step; its first byte says who speaks, the rest
 
 from __future__ import annotations
 
-
 from strict_reader import ABSENT, Pairs, TooDeep, read
 
 from actors.policy.jsonrpc import Refusal, parse_client

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-from actors.policy.proxy_protocol import LONGEST_V2, Proxied, ProxyHeaderReader, ProxyProtocolError
 from fuzz.fuzz_codecs import cut
 from fuzz.targets import cuts_of, knobs
+
+from actors.policy.proxy_protocol import LONGEST_V2, Proxied, ProxyHeaderReader, ProxyProtocolError
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 

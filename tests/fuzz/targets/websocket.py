@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 
-from actors.acceptor.ws import WsProtocolError, WsReceiver
 from fuzz.fuzz_codecs import check_ws, client_frame, cut, ws_stream
 from fuzz.targets import cuts_of, knobs
+
+from actors.acceptor.ws import WsProtocolError, WsReceiver
 
 SEEDS = [bytes([7, 3, 2, 11]) + ws_stream(random.Random(seed))[:600] for seed in range(24)] + [
     bytes(4) + client_frame(random.Random(1), 0x81, "aä€😀".encode()) + client_frame(random.Random(2), 0x89, b"p"),
