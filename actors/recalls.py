@@ -1,9 +1,9 @@
 """Questions for budget that wait while leases which others hold are called back.
 
-A unit that lies unused in one acceptor, or under one principal of an address, is missing for another: without this, a client would be over its limit a little
-before it is, and would hear a time that is too late. So before anybody is refused, whoever holds something for one of
-the same keys is asked to account for it. That takes a round trip; who doesn't answer in time is not waited for, and
-then what he holds counts as spent.
+A unit that lies unused in one acceptor, or under one principal of an address, is missing for another: without this, a
+client would be over its limit a little before it is, and would hear a time that is too late. So before anybody is
+refused, whoever holds something for one of the same keys is asked to account for it. That takes a round trip; who
+doesn't answer in time is not waited for, and then what he holds counts as spent.
 """
 
 from __future__ import annotations

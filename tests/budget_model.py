@@ -66,7 +66,7 @@ class Client:
 
 
 @attrs.define(eq=False)
-class Message_:
+class Sent:
     cost: int
 
     @property
@@ -113,7 +113,7 @@ class Edge:
         if client is None:
             client = self.clients[keys] = Client(keys, self)
             self.budget.join(keys)
-        item = Message_(cost)
+        item = Sent(cost)
         if client.parked or not self.process(client, item):
             client.parked.append(item)
         self.budget.look_ahead(self.now)
@@ -130,7 +130,7 @@ class Edge:
         self.budget.enter(Client(keys, self), keys, entered)  # type: ignore[arg-type]
         self.budget.look_ahead(self.now)
 
-    def process(self, client: Client, item: Message_) -> bool:
+    def process(self, client: Client, item: Sent) -> bool:
         cost = self.budget.cost(item.envelope)
         if not self.budget.spend(client.keys, self.now, cost):
             return self.budget.wait(client, item, client.keys, self.now, cost)  # type: ignore[arg-type]
@@ -143,10 +143,10 @@ class Edge:
                 return
             client.parked.popleft()
 
-    def refuse(self, client: Client, item: Message_, _code: int, _text: str, data: dict[str, int]) -> None:
+    def refuse(self, client: Client, item: Sent, _code: int, _text: str, data: dict[str, int]) -> None:
         self.world.refused.append(Refused(self.now, self.index, client.keys, item.cost, data["retryAfterMs"]))
 
-    def unavailable(self, client: Client, item: Message_, _text: str, _reason: str) -> None:
+    def unavailable(self, client: Client, item: Sent, _text: str, _reason: str) -> None:
         self.world.refused.append(Refused(self.now, self.index, client.keys, item.cost, 0))
 
 

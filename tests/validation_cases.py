@@ -20,7 +20,7 @@ class Refused:
 
 @attrs.frozen
 class Passes:
-    """``before`` + the client's id + ``after`` is the message; with another id in that place it is what is forwarded."""
+    """``before`` + the client's id + ``after`` is the message; what is forwarded has another id in that place."""
 
     before: bytes
     id: bytes

@@ -64,7 +64,7 @@ async def test_every_text_on_both_transports(start_gateway: Any, tmp_path: Path)
     servers = {"transcript": {"command": sys.executable, "args": program}}
     gateway = await trio.to_thread.run_sync(lambda: start_gateway(servers=servers, environment=OPEN))
 
-    # A line can't hold a line break, so on TCP such a text is more than one message; between tokens a space is the same.
+    # A line can't hold a line break: on TCP such a text would be more than one message.
     lines = {name: raw for name, raw in TEXTS.items() if b"\n" not in raw and raw.strip(b"\r")}
     text = {name: raw for name, raw in TEXTS.items() if is_utf8(raw)}
     assert len(lines) > 300

@@ -44,9 +44,9 @@ def run(name: str, seconds: int, *, keep: bool) -> bool:
             directory.mkdir()
         for data in {*one.seeds, *one.corpus}:
             (seeds / hashlib.sha256(data).hexdigest()).write_bytes(data)
-        options = [f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", f"-dict={TOKENS}", "-print_final_stats=1"]
+        options = [f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", f"-dict={TOKENS}"]
         prefix = f"-artifact_prefix={tempfile.gettempdir()}/portcullis-{name}-"
-        passed = _run(name, [str(program), *options, prefix, str(found), str(seeds)])
+        passed = _run(name, [str(program), *options, "-print_final_stats=1", prefix, str(found), str(seeds)])
         if keep:
             merge = [str(program), "-merge=1", f"-max_len={LONGEST}", str(kept), str(found), str(seeds)]
             _run(name, merge, quiet=True)
@@ -59,7 +59,7 @@ def run(name: str, seconds: int, *, keep: bool) -> bool:
 
 
 def _run(name: str, arguments: list[str], *, quiet: bool = False) -> bool:
-    done = subprocess.run(arguments, check=False, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True)
     output = done.stdout + done.stderr
     if done.returncode and not quiet:
         sys.stdout.write(output[-6000:] + "\n")
@@ -86,7 +86,8 @@ def main() -> int:
             sys.stdout.write(f"{name:20}{target(name).invariant.partition(chr(10))[0]}\n")
         return 0
     names = NAMES if options.target == "all" else (options.target,)
-    return 0 if all([run(name, options.seconds, keep=options.keep) for name in names]) else 1
+    failed = [name for name in names if not run(name, options.seconds, keep=options.keep)]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
