@@ -17,7 +17,7 @@ import attrs
 from ipc.mailbox import Delivery
 
 # Shorter than an acceptor lets a message wait for its answer, and longer than a turn of a busy one.
-PATIENCE_NS: Final = 100_000_000
+PATIENCE_NS: Final = 150_000_000
 MOST_WAITING: Final = 4096
 
 

@@ -30,6 +30,12 @@ def test_what_comes_near_it_passes(case: Passes) -> None:
     assert (envelope.kind, envelope.id, envelope.id_at) == ("request", case.id, len(case.before))
 
 
+def test_an_empty_key_is_nothing_that_the_gateway_reads() -> None:
+    """Found by fuzzing: a member of params whose key is empty was taken for the protocol version."""
+    envelope = parse_client(b'{"jsonrpc":"2.0","id":7,"method":"m","params":{"_meta":{"x":1},"":"2025-11-25"}}')
+    assert (envelope.version, envelope.version_at) == ("", -1)
+
+
 def test_the_table_is_right_about_json() -> None:
     """Of the refused ones those are a parse error that another strict reader of JSON doesn't take either."""
     for name, case in REFUSED.items():

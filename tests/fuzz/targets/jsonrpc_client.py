@@ -44,6 +44,7 @@ SEEDS = [
         b'[{"jsonrpc":"2.0","id":1,"method":"m"}]',
         b'\xef\xbb\xbf{"jsonrpc":"2.0","id":1,"method":"m"}',
         b'{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"debug"}}',
+        b'{"method":"m","params":{"_meta":{"x":1},"":"e"},"jsonrpc":"2.0"}',  # "" was once taken for the version
     )
 ] + [b'\x04{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":[[{}]]}}']
 
