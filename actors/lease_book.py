@@ -54,8 +54,9 @@ class _Budget:
     size: int = 1  # of the next lease: doubled when one is used up, halved when one comes back
     asking: bool = False
     asked_for: int = 1  # what the first message of the last question costs
-    exhausted_until_ns: int = 0
-    exhausted_for: int = 1  # a message that costs less may still pass until then
+    # Until when nothing that costs so much may pass. What costs less may pass before, what costs more only later, so
+    # each cost has a time of its own; there are as many as the settings name.
+    exhausted: dict[int, int] = attrs.field(factory=dict)
     open: int = 0  # leases whose last report isn't out
     remaining: int = 0  # at the limiter, as its last lease told
     more_at_ns: int = 0
@@ -133,9 +134,7 @@ class LeaseBook:
         budget = self._budgets.get(keys)
         if budget is None:
             return 1000 if len(self._budgets) >= self._capacity else 0
-        if cost < budget.exhausted_for:
-            return 0
-        return max(0, math.ceil((budget.exhausted_until_ns - now) / 1e6))
+        return max(0, math.ceil((budget.exhausted.get(cost, 0) - now) / 1e6))
 
     def outlook(self, keys: Keys, now: int) -> Outlook | None:
         """What the client has left, as far as is known here."""
@@ -163,7 +162,7 @@ class LeaseBook:
             if not parked or not self._enabled or len(self._budgets) >= self._capacity:
                 return None
             budget = self._budgets[keys] = _Budget(keys)
-        if budget.asking or (now < budget.exhausted_until_ns and least >= budget.exhausted_for):
+        if budget.asking or now < budget.exhausted.get(least, 0):
             return None
         left = sum(lease.left for lease in budget.held if now < lease.until_ns)
         if parked <= left and (budget.size < _PREFETCH_FROM or left > budget.size // 4):
@@ -181,7 +180,7 @@ class LeaseBook:
         if budget is None:  # nobody asks any more: the lease goes back
             budget = _Budget(lease.keys)
         budget.asking = False
-        budget.exhausted_until_ns = 0
+        budget.exhausted.clear()
         budget.remaining = lease.remaining
         budget.more_at_ns = now + lease.reset_ms * 1_000_000
         budget.burst = lease.burst
@@ -198,9 +197,9 @@ class LeaseBook:
         budget = self._budgets.get(answer.keys)
         if budget is not None:
             budget.asking = False
-            budget.exhausted_until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
-            budget.exhausted_for = budget.asked_for
-            self._forget_later(budget, budget.exhausted_until_ns)
+            until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
+            budget.exhausted[budget.asked_for] = until_ns
+            self._forget_later(budget, until_ns)
 
     def unanswered(self, keys: Keys, now: int) -> None:
         """The question failed: the limiter is down, late, or refused it. ``want`` may ask again."""
@@ -332,7 +331,7 @@ class LeaseBook:
     def _forget_if_idle(self, budget: _Budget, now: int) -> None:
         if self._budgets.get(budget.keys) is not budget or budget.asking or budget.open:
             return
-        if now < budget.exhausted_until_ns:
+        if any(now < until_ns for until_ns in budget.exhausted.values()):
             return  # another event is there for that time
         del self._budgets[budget.keys]
 
