@@ -62,7 +62,8 @@ def _run(name: str, arguments: list[str], *, quiet: bool = False) -> bool:
     done = subprocess.run(arguments, check=False, capture_output=True, text=True)
     output = done.stdout + done.stderr
     if done.returncode and not quiet:
-        sys.stdout.write(output[-6000:] + "\n")
+        told = [line for line in output.splitlines() if not re.match(r"#\d|INFO|WARNING|\[INFO\]", line)]
+        sys.stdout.write("\n".join(told)[-6000:] + f"\n{name}: FAILED\n")
     elif not quiet:
         covered = re.findall(r"cov: (\d+) ft: (\d+)", output)
         runs = re.search(r"number_of_executed_units: (\d+)", output)

@@ -32,6 +32,8 @@ SEEDS = [
     b'{"level":"info","data":"x"}}',
     b"\0a" + CALL + b'\na{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}\nt',
     b"\0u{\nug\xff\nt\nu[]\n",
+    # An unreadable answer whose id is none of JSON's: what was said in its place was unreadable too, without end.
+    b'\0u{"jsonrpc":"2.0","id":-01,\nu{"id":"\xff",\nu,"id":007}',
 ]
 
 
