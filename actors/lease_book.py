@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import attrs
 
@@ -52,7 +53,10 @@ class _Budget:
     held: list[_Held] = attrs.field(factory=list)  # usable ones, oldest first
     size: int = 1  # of the next lease: doubled when one is used up, halved when one comes back
     asking: bool = False
-    exhausted_until_ns: int = 0
+    asked_for: int = 1  # what the first message of the last question costs
+    # Until when nothing that costs so much may pass. What costs less may pass before, what costs more only later, so
+    # each cost has a time of its own; there are as many as the settings name.
+    exhausted: dict[int, int] = attrs.field(factory=dict)
     open: int = 0  # leases whose last report isn't out
     remaining: int = 0  # at the limiter, as its last lease told
     more_at_ns: int = 0
@@ -124,12 +128,12 @@ class LeaseBook:
                 break
         return True
 
-    def retry_after_ms(self, keys: Keys, now: int) -> int:
+    def retry_after_ms(self, keys: Keys, now: int, cost: int = 1) -> int:
         """More than 0: the client is over its limit for so long, refuse. 0: ask the limiter."""
         budget = self._budgets.get(keys)
         if budget is None:
             return 1000 if len(self._budgets) >= self._capacity else 0
-        return max(0, math.ceil((budget.exhausted_until_ns - now) / 1e6))
+        return max(0, math.ceil((budget.exhausted.get(cost, 0) - now) / 1e6))
 
     def outlook(self, keys: Keys, now: int) -> Outlook | None:
         """What the client has left, as far as is known here."""
@@ -162,12 +166,13 @@ class LeaseBook:
             if not parked or not self.enabled or len(self._budgets) >= self._capacity:
                 return None
             budget = self._budgets[keys] = _Budget(keys)
-        if budget.asking or now < budget.exhausted_until_ns:
+        if budget.asking or now < budget.exhausted.get(least, 0):
             return None
         left = sum(lease.left for lease in budget.held if now < lease.until_ns)
         if parked <= left and (budget.size < _PREFETCH_FROM or left > budget.size // 4):
             return None
         budget.asking = True
+        budget.asked_for = least
         for lease in budget.held:
             if lease.used:
                 self._urgent.append(lease)
@@ -179,7 +184,7 @@ class LeaseBook:
         if budget is None:  # nobody asks any more: the lease goes back
             budget = _Budget(lease.keys)
         budget.asking = False
-        budget.exhausted_until_ns = 0
+        budget.exhausted.clear()
         budget.remaining = lease.remaining
         budget.more_at_ns = now + lease.reset_ms * 1_000_000
         budget.burst = lease.burst
@@ -196,8 +201,9 @@ class LeaseBook:
         budget = self._budgets.get(answer.keys)
         if budget is not None:
             budget.asking = False
-            budget.exhausted_until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
-            self._forget_later(budget, budget.exhausted_until_ns)
+            until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
+            budget.exhausted[budget.asked_for] = until_ns
+            self._forget_later(budget, until_ns)
 
     def unanswered(self, keys: Keys, now: int) -> None:
         """The question failed: the limiter is down, late, or refused it. ``want`` may ask again."""
@@ -244,6 +250,13 @@ class LeaseBook:
             self._end(lease)
         budget.size = 1
         self._forget_later(budget, now)
+
+    def recall(self, keys: Keys, leases: Collection[int]) -> None:
+        """The limiter wants these leases back: nothing more is spent of them, and the next reports account for them."""
+        budget = self._budgets.get(keys)
+        for held in list(budget.held) if budget is not None else ():
+            if held.lease in leases:
+                self._end(held)
 
     def close(self, now: int) -> list[LeaseReport]:
         """End all leases. What the hub sends when it is drained."""
@@ -322,7 +335,7 @@ class LeaseBook:
     def _forget_if_idle(self, budget: _Budget, now: int) -> None:
         if self._budgets.get(budget.keys) is not budget or budget.asking or budget.open:
             return
-        if now < budget.exhausted_until_ns:
+        if any(now < until_ns for until_ns in budget.exhausted.values()):
             return  # another event is there for that time
         del self._budgets[budget.keys]
 

@@ -25,6 +25,7 @@ import trio
 
 from ipc.address import Address
 from ipc.context import Context
+from ipc.errors import ActorDown, MailboxFull
 from ipc.mailbox import Delivery
 from ipc.messages import (
     Admit,
@@ -40,6 +41,7 @@ from ipc.messages import (
     ListBlocks,
     Message,
     Offences,
+    Recall,
     Refused,
     Released,
     Resync,
@@ -59,6 +61,7 @@ from .policy.leases import Denied, Forfeited, Granted, LeasePolicy, Logged, Repo
 from .policy.scoring import Forgiven, Offended, Scored
 from .policy.shared_address import SharedAddress
 from .policy.window import WindowRule
+from .recalls import Recalls
 
 log = logging.getLogger("portcullis.limiter")
 
@@ -91,6 +94,7 @@ class Counters:
     leases: int = 0
     units_granted: int = 0
     exhausted: int = 0
+    recalled: int = 0
     reports: int = 0
     reports_unknown: int = 0
     acceptors_lost: int = 0
@@ -127,6 +131,7 @@ class Limiter:
         self.draining = False
         self._acceptors: dict[str, _Acceptor] = {}
         self._parked: deque[tuple[int, Delivery]] = deque()
+        self._recalls = Recalls()
         self._records: list[Record] = []
         self._answers: list[tuple[Delivery, Message]] = []
         self._encode = msgspec.msgpack.Encoder().encode
@@ -199,6 +204,7 @@ class Limiter:
             self._follow(name)
         for delivery in batch:
             self._take(delivery, now)
+        self._decide_recalled(now)
         self._recount(now)
         self._commit()
         self.blocking.flush()
@@ -207,6 +213,7 @@ class Limiter:
         """What happens by the clock: overdue leases, parked questions, idle keys."""
         now = time.monotonic_ns()
         self._record(self.leases.overdue(now))
+        self._decide_recalled(now)
         self._recount(now)
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_NS
@@ -219,7 +226,8 @@ class Limiter:
     def _take(self, delivery: Delivery, now: int) -> None:
         message = delivery.message
         if isinstance(message, LeaseRequest):
-            self._answer(delivery, self._lease(message, now))
+            if not self._recall(delivery, message, now):
+                self._answer(delivery, self._lease(message, now))
         elif isinstance(message, LeaseReport):
             self._report(message, now)
         elif isinstance(message, Admit):
@@ -261,6 +269,36 @@ class Limiter:
         return Lease(
             granted.lease, message.keys, granted.units, granted.until_ns, max(0, left), reset_ms, burst=rule == _BURST
         )
+
+    def _recall(self, delivery: Delivery, message: LeaseRequest, now: int) -> bool:
+        """Before anybody is refused: ask back what is held of that budget elsewhere. True: the answer waits."""
+        if not self.enabled or self._recalls.is_full or self._running(message.acceptor) is None:
+            return False
+        if self.leases.has_units(message.keys, message.least, now):
+            return False
+        wanted: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for holder, keys, lease in self.leases.held_besides(message.acceptor, message.keys):
+            wanted.setdefault((holder, keys), []).append(lease)
+        asked: list[int] = []
+        for (holder, keys), leases in wanted.items():
+            acceptor = self._running(holder)
+            if acceptor is None:
+                continue
+            try:
+                acceptor.address.control(Recall(keys, leases))
+            except (ActorDown, MailboxFull):  # what it holds counts as spent
+                continue
+            asked += leases
+        if not asked:
+            return False
+        self.counters.recalled += len(asked)
+        self._recalls.wait(delivery, asked, now)
+        return True
+
+    def _decide_recalled(self, now: int) -> None:
+        for delivery in self._recalls.due(self.leases.is_open, now) if self._recalls else ():
+            if isinstance(delivery.message, LeaseRequest):
+                self._answer(delivery, self._lease(delivery.message, now))
 
     def _report(self, message: LeaseReport, now: int) -> None:
         self.counters.reports += 1
@@ -407,6 +445,8 @@ class Limiter:
         due = [self._next_sweep]
         if self._parked and time.monotonic_ns() < self._joined_at:
             due.append(self._joined_at)
+        if (recalled := self._recalls.next_due_ns) is not None:
+            due.append(recalled)
         if (overdue := self.leases.next_overdue_ns) is not None:
             due.append(overdue)
         if (telling := self.blocking.next_due_ns) is not None:
@@ -440,6 +480,8 @@ class Limiter:
         """Questions that still wait are answered; the journal is closed."""
         while self._parked:
             _, delivery = self._parked.popleft()
+            self._answer(delivery, self._unavailable())
+        for delivery in self._recalls.clear():
             self._answer(delivery, self._unavailable())
         self.blocking.close()
         self._commit()

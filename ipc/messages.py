@@ -240,6 +240,16 @@ class LeaseReport(Message, frozen=True):
     closed: bool
 
 
+class Recall(Message, frozen=True):
+    """The limiter to an acceptor: account for these leases of ``keys`` now, and give back what is left of them.
+
+    Somebody else needs it: answered with a closing LeaseReport for each that is held.
+    """
+
+    keys: tuple[str, ...]
+    leases: list[int]
+
+
 # --- acceptor <-> auth -------------------------------------------------------------------------------------------
 
 
@@ -644,7 +654,7 @@ AnyMessage = (
     Drain | ListenersChanged | ReloadCertificates | SettingsChanged | ReopenLog | LinksChanged | Describe | Description
     | Admit | Admitted | Refused | Released | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
-    | LeaseRequest | Lease | Exhausted | LeaseReport
+    | LeaseRequest | Lease | Exhausted | LeaseReport | Recall
     | Authenticate | Grant | IssueTicket | Ticket | Revoked
     | Revalidate | Lapsed | SessionsUsed
     | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession

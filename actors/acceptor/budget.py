@@ -12,7 +12,7 @@ from actors.lease_book import LeaseBook
 from actors.policy.rate_headers import BURST, DEFAULT, Quota
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
-from ipc.messages import Envelope, Exhausted, Lease
+from ipc.messages import Envelope, Exhausted, Lease, Message, Recall
 
 from .connection import Connection, Item, Stage
 
@@ -109,6 +109,14 @@ class Budget:
             self._owed[keys] = min(self._owed[keys] + 1, MOST_OWED)
             self._request(keys, self._owed[keys], now)
 
+    def delivered(self, message: Message) -> bool:
+        """The limiter asks for leases back, because another acceptor needs what is left of them."""
+        if not isinstance(message, Recall):
+            return False
+        self._leases.recall(message.keys, message.leases)
+        self.report(self._hub.now)
+        return True
+
     def look_ahead(self, now: int) -> None:
         """At the end of a turn: ask for the next lease of a busy client before the last one is used up."""
         if self._spent:
@@ -124,7 +132,7 @@ class Budget:
 
     def wait(self, connection: Connection, item: Item, keys: tuple[str, ...], now: int, cost: int = 1) -> bool:
         """``item`` can't be paid here. False: it waits for a lease. True: it is over the limit and was refused."""
-        over_ms = self._leases.retry_after_ms(keys, now)
+        over_ms = self._leases.retry_after_ms(keys, now, cost)
         if over_ms:
             self._over_limit(connection, item, over_ms)
             return True

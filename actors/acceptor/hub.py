@@ -512,7 +512,7 @@ class Hub:
                     delivery.reply(Description(data=describe.acceptor(self)))
                 case Disconnect(connection=public):
                     delivery.reply(self._disconnect(public))
-                case _ if self.blocklist.delivered(message):
+                case _ if self.budget.delivered(message) or self.blocklist.delivered(message):
                     pass
                 case _ if self.revocation.delivered(message) or self.large.delivered(message):
                     pass

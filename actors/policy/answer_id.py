@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_ID = rb'"id"[ \t]{0,8}:[ \t]{0,8}(-?[0-9]{1,20}|"[^"\\\x00-\x1f]{0,128}")[ \t]{0,8}'
+# Strict: what is found is written into a message, which must be a valid one.
+_ID = rb'"id"[ \t]{0,8}:[ \t]{0,8}(-?(?:0|[1-9][0-9]{0,19})|"[ !#-\[\]-~]{0,128}")[ \t]{0,8}'
 _VERSION = rb'"jsonrpc"[ \t]{0,8}:[ \t]{0,8}"2\.0"[ \t]{0,8}'
 
 # Only where every JSON library puts it: in front of the result, or behind it as the line's end. Both patterns are

@@ -358,7 +358,7 @@ def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], 
         spans = locate(raw, at, end, params)
     except DuplicateKey:
         raise AmbiguousParams from None
-    if read in params:
+    if read and read in params:  # a client's own key may be ""
         value = params[read]
         if read == "requestId":
             target = bytes(value)

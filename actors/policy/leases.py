@@ -125,6 +125,26 @@ class LeasePolicy:
             until_ns=now + self.lifetime_ns,
         )
 
+    def has_units(self, keys: tuple[str, ...], least: int, now: int) -> bool:
+        """Whether that many could be granted now."""
+        return all(self.table.left(key, now) >= least for key in keys)
+
+    def held_besides(self, acceptor: str, keys: tuple[str, ...]) -> list[tuple[str, tuple[str, ...], int]]:
+        """Leases of any of these keys but those of this acceptor for them all: whose, of which keys, and which."""
+        asking = acceptor, tuple(dict.fromkeys(keys))
+        found: dict[int, _Outstanding] = {}
+        for key in keys:
+            window = self.table.get(key)
+            for lease in window.grants if window is not None else ():
+                known = self._leases.get(lease)
+                if known is not None and (known.acceptor, known.keys) != asking:
+                    found[lease] = known
+        return [(known.acceptor, known.keys, lease) for lease, known in found.items()]
+
+    def is_open(self, lease: int) -> bool:
+        """Whether units of it are not accounted for."""
+        return lease in self._leases
+
     def report(self, lease: int, used_at_ns: Sequence[int], returned: int, closed: bool, now: int) -> Reported | None:
         """What an acceptor says of a lease, cut to what it can be; None for a lease that is settled already."""
         known = self._leases.get(lease)

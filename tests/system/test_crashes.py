@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+from gateway import started
 from trio_websocket import ConnectionClosed, HandshakeError
 from wire_clients import CLIENTS, request, tcp_client, ws_client
 
@@ -57,7 +58,8 @@ async def kill(gateway: Any, role: str) -> list[int]:
 
     def running() -> bool:
         pids[:] = [w["pid"] for w in tree(gateway)["workers"] if w["role"] == role and w["state"] == "up"]
-        return bool(pids) and 0 not in pids
+        # What is told may be a moment old: a worker that is killed a second time has to be another one.
+        return bool(pids) and 0 not in pids and all(started(pid) for pid in pids)
 
     await until(running, gateway)
     for pid in pids:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 OURS = ("supervisor", "actors", "ipc", "ops")
 LOCKS = sorted((ROOT / "ops" / "requirements").glob("*.txt"))
 NODE_LOCK = ROOT / "tests" / "conformance" / "node" / "package-lock.json"
-SCRIPTS = [ROOT / name for name in ("ops/run", "ops/test", "ops/requirements/compile", ".ci/run")]
+SCRIPTS = [ROOT / name for name in ("ops/run", "ops/test", "ops/fuzz", "ops/requirements/compile", ".ci/run")]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *(ROOT / "ops").rglob("*.md"),
