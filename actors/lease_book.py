@@ -147,7 +147,7 @@ class LeaseBook:
     def pardon(self) -> None:
         """Forget who is over the limit, and since when: the limits have changed."""
         for budget in self._budgets.values():
-            budget.exhausted_until_ns = 0
+            budget.exhausted.clear()
 
     # --- questions to the limiter and its answers
 
