@@ -468,6 +468,12 @@ class Validate(Message, frozen=True):
     max_depth: int
 
 
+class Checking(Message, frozen=True):
+    """The validator begins with this one."""
+
+    ticket: int
+
+
 class Valid(Message, frozen=True):
     ticket: int
     envelope: Envelope
@@ -516,6 +522,13 @@ class Forward(Message, frozen=True):
     call: int  # 0 for notifications and responses; for notifications/cancelled, the call that it names
     envelope: Envelope
     raw: bytes
+
+
+class Taken(Message, frozen=True):
+    """The bridge holds, and counts, this large Forward of the session from now on. ``size`` is that of its bytes."""
+
+    session: int
+    size: int
 
 
 class Abandon(Message, frozen=True):
@@ -604,8 +617,8 @@ AnyMessage = (
     | RevokeTokens | ListSessions | EndSession
     | BreakerSubscribe | BreakerSnapshot | Outcomes | ResetBreaker
     | AuditBatch | AuditAck
-    | Validate | Valid | Invalid
-    | AttachSession | DetachSession | Forward | Abandon | Deliver | CallFailed | SessionLost
+    | Validate | Checking | Valid | Invalid
+    | AttachSession | DetachSession | Forward | Taken | Abandon | Deliver | CallFailed | SessionLost
     | Disconnect | Done | GatewayStatus
     | TreeSnapshot | AdminRequest
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from actors.policy.jsonrpc import Refusal
 
     from .authorising import Standing
+    from .inflight import Hold
     from .routes import Route
 
 Codec = HeadReader | WsReceiver | LineReader[bytes]
@@ -75,6 +76,7 @@ class Item:
     stamps: int = 0
     envelope: Envelope | None = None
     refusal: Refusal | None = None
+    hold: Hold | None = None  # of a large message: what it holds of MAX_INFLIGHT_BYTES
 
 
 @attrs.define(slots=True, eq=False)
@@ -139,6 +141,9 @@ class Connection:
     parked_bytes: int = 0
     parked_for: Literal["", "budget", "room", "validator"] = ""
     parked_since_ns: int = 0
+    hold: Hold | None = None  # what its unfinished message holds of MAX_INFLIGHT_BYTES, if that is large
+    starved: bool = False  # and that waits for more
+    owes_refusal: bool = False  # it has been given up, and its id wasn't known yet
     second_ns: int = 0  # when the second began in which frames are metered
     second_frames: int = 0
 
@@ -199,10 +204,14 @@ class Connection:
 
     @property
     def wants_input(self) -> bool:
-        """Whether to read more: not while messages are parked, a policy actor is asked, or the peer doesn't read."""
+        """Whether to read more: not while messages are parked or find no room, a policy actor is asked, or the peer
+        doesn't read."""
         if self.stage is Stage.CLOSING:
             return not self.eof
-        return not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns) and self.stage < Stage.CLOSED
+        return (
+            not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns or self.starved)
+            and self.stage < Stage.CLOSED
+        )
 
 
 _SPENT: Final[Codec] = LineReader(max_line=1)

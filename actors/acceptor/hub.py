@@ -58,6 +58,7 @@ from .dispatch import Dispatch
 from .entry import Entry
 from .handshakes import Handshakes
 from .http import HeadReader
+from .inflight import Inflight
 from .large import LargeMessages
 from .lines import LineReader
 from .login import Login
@@ -144,6 +145,7 @@ class Hub:
         self.prefaces = Prefaces(self)
         self.arrivals = Arrivals(self)
         self.routes = Routes(self)
+        self.inflight = Inflight(self)
         self.large = LargeMessages(self)
         self.authorising = Authorising(self)
         self.dispatch = Dispatch(self)
@@ -476,6 +478,7 @@ class Hub:
         self.misdeeds.report()
         self.revocation.tick(now)
         self.routes.tick(now)
+        self.inflight.tick(now)
         self.audit.flush()
         if self.draining_until_ns:
             self._check_drained(now)

@@ -6,17 +6,20 @@ import fcntl
 import functools
 import logging
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import msgspec
 import trio
 
+from actors.policy.client_ends import id_at_ends
 from actors.policy.jsonrpc import Refusal
 from ipc.errors import MalformedFrame
-from ipc.messages import Invalid, LinksChanged, Message, Valid, Validate
+from ipc.messages import Checking, Invalid, LinksChanged, Message, Valid, Validate
 
-from .connection import Connection, Item, Stage
+from .connection import RETRY_MS, Connection, Item, Stage
+from .lines import KEPT_HEAD, KEPT_TAIL
 
 if TYPE_CHECKING:
     from ipc.fdpass import DescriptorLink
@@ -27,6 +30,8 @@ log = logging.getLogger("portcullis.acceptor")
 
 LARGE_BYTES: Final = 256 * 1024
 WAIT_NS: Final = 10_000_000_000  # for a verdict, a restart of the validator included
+AT_A_TIME: Final = 4  # with the validator: the copies that it needs are bounded by that
+UNAVAILABLE: Final = 503
 TRIES: Final = 2  # the incarnations of the validator that one message may kill
 SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -35,69 +40,79 @@ SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcn
 class _Pending:
     connection: Connection
     item: Item
-    deadline_ns: int
-    tries: int = 0
+    killed: int = 0  # incarnations of the validator that died while they checked it
 
 
 class LargeMessages:
     """The acceptor's side of the validator actor.
 
-    A message that is with the validator when that dies is tried once more on its next incarnation; if that dies too,
-    the message is refused.
+    A few messages at a time are with the validator, the others wait here. The one that it was checking when it died
+    (it says which it begins) is tried once more on its next incarnation; if that dies of it too, the message is
+    refused, and held against its sender. What merely waited in a validator that died is tried as often as it takes,
+    within its time.
+
+    Invariant: every pending ticket is in ``_sent`` or in ``_queue``, and not in both.
     """
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._pending: dict[int, _Pending] = {}
-        self._queue: list[int] = []  # tickets that the link had no room for
+        self._queue: deque[int] = deque()  # tickets that are not with the validator yet
+        self._sent: dict[int, None] = {}  # those that are, oldest first
+        self._checking = 0  # the one that it works at; 0: not known
         self._next = 1
         self._changed = trio.Event()
+        self._listens_to: DescriptorLink | None = None
 
     def validate(self, connection: Connection, item: Item, now: int) -> None:
         """Start; the verdict goes into ``item`` and ``Dispatch.validated`` is called."""
         ticket = self._next
         self._next += 1
-        self._pending[ticket] = _Pending(connection, item, now + WAIT_NS)
+        self._pending[ticket] = _Pending(connection, item)
         self._hub.wheel.add(now + WAIT_NS, functools.partial(self._expire, ticket))
-        self._send(ticket)
+        self._queue.append(ticket)
+        self._send_more()
 
     @property
     def _link(self) -> DescriptorLink | None:
         return self._hub.context.links.get("validator")
 
-    def _send(self, ticket: int) -> None:
-        pending = self._pending[ticket]
+    def _send_more(self) -> None:
         link = self._link
-        if link is None:
-            self._queue.append(ticket)
-            return
-        raw = pending.item.raw
+        while link is not None and self._queue and len(self._sent) < AT_A_TIME:
+            ticket = self._queue.popleft()
+            if ticket in self._pending and not self._send(link, ticket):
+                return
+
+    def _send(self, link: DescriptorLink, ticket: int) -> bool:
+        """False: it has to wait for the validator's successor, and so have the others."""
+        raw = self._pending[ticket].item.raw
         try:
             fd = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
             log.warning("no memory for a large message: %s", error.strerror)
-            self._refuse(ticket, 503, "overloaded")
-            return
+            self._refuse(ticket, "overloaded")
+            return True
         try:
             view = memoryview(raw)
             while view:
                 view = view[os.write(fd, view) :]
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth), [fd])
-            pending.tries += 1
-        except BlockingIOError:
-            self._queue.append(ticket)
         except OSError as error:  # the validator is gone, or there is no memory: its successor, or the deadline
             log.warning("a large message could not be handed over: %s", error.strerror)
-            self._queue.append(ticket)
+            self._queue.appendleft(ticket)
+            return False
         finally:
             os.close(fd)
+        self._sent[ticket] = None
+        return True
 
     async def receive(self) -> None:
         """Task: verdicts, from one incarnation of the validator after the other."""
         while True:
             changed = self._changed
-            link = self._link
+            link = self._listens_to = self._link
             if link is not None:
                 try:
                     while True:
@@ -115,26 +130,50 @@ class LargeMessages:
             return False
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        self._queue.clear()
-        for ticket, pending in list(self._pending.items()):
-            if pending.tries >= TRIES:
-                self._hub.event(
-                    pending.connection, "message.invalid", severity="error", outcome="refused", reason="quarantined"
-                )
-                self._refuse(ticket, 503, "quarantined")
-            else:
-                self._send(ticket)
+        self._hear_out()
+        culprit = self._pending.get(self._checking)
+        if culprit is not None:
+            culprit.killed += 1
+            if culprit.killed >= TRIES:
+                self._quarantine(self._checking, culprit)
+        self._checking = 0
+        self._queue.extendleft(reversed([ticket for ticket in self._sent if ticket in self._pending]))
+        self._sent.clear()
+        self._send_more()
         return True
 
+    def _hear_out(self) -> None:
+        """The last words of a validator that died, which the task may not have read yet."""
+        link = self._listens_to
+        try:
+            while link is not None and link is not self._link and link.fileno() != -1:
+                message, descriptors = link.receive_nowait()
+                for fd in descriptors:
+                    os.close(fd)
+                self._verdict(message)
+        except (BlockingIOError, EOFError, OSError, MalformedFrame):
+            return
+
+    def _quarantine(self, ticket: int, pending: _Pending) -> None:
+        self._hub.event(
+            pending.connection, "message.invalid", severity="error", outcome="refused", reason="quarantined"
+        )
+        if pending.connection.stage < Stage.CLOSING:
+            self._hub.offence(pending.connection, "malformed")
+        self._refuse(ticket, "quarantined")
+
     def _verdict(self, message: object) -> None:
+        if isinstance(message, Checking):
+            self._checking = message.ticket
+            return
         if not isinstance(message, Valid | Invalid):
             log.warning("unexpected verdict %s", type(message).__name__)
             return
+        if self._checking == message.ticket:
+            self._checking = 0
         pending = self._pending.pop(message.ticket, None)
-        queue, self._queue = self._queue, []
-        for ticket in queue:  # a packet has left the link: there is room again
-            if ticket in self._pending:
-                self._send(ticket)
+        self._sent.pop(message.ticket, None)
+        self._send_more()
         if pending is None:
             return
         item = pending.item
@@ -154,14 +193,24 @@ class LargeMessages:
 
     def _expire(self, ticket: int, _now: int) -> None:
         if ticket in self._pending:
-            self._refuse(ticket, 503, "policy actor down")
+            self._refuse(ticket, "policy actor down")
 
-    def _refuse(self, ticket: int, code: int, reason: str) -> None:
+    def _refuse(self, ticket: int, reason: str) -> None:
+        """Nobody can say whether it is valid."""
         pending = self._pending.pop(ticket)
-        data: dict[str, object] = {"reason": reason, "retryAfterMs": 1000}
-        pending.item.refusal = Refusal(code, "not available now", rule=reason, data=data)
+        raw = pending.item.raw
+        data: dict[str, object] = {"reason": reason, "retryAfterMs": RETRY_MS}
+        pending.item.refusal = Refusal(
+            UNAVAILABLE,
+            "not available now",
+            rule=reason,
+            id=id_at_ends(raw[:KEPT_HEAD], raw[-KEPT_TAIL:]),
+            data=data,
+        )
         self._hub.post(functools.partial(self._resume, pending))
 
     def _resume(self, pending: _Pending) -> None:
         if pending.connection.stage < Stage.CLOSING:
             self._hub.step(pending.connection, self._hub.dispatch.validated, pending.item)
+        elif pending.item.hold is not None:
+            self._hub.inflight.release(pending.item.hold)

@@ -27,6 +27,7 @@ from ipc.messages import (
     Message,
     Outcomes,
     SessionLost,
+    Taken,
 )
 from ipc.settings import Upstream
 
@@ -49,6 +50,8 @@ class Route(Protocol):
 
     timeout_ns: int
     max_timeout_ns: int
+    elsewhere: bool
+    """Whether what it takes goes to another process, which says so (``Taken``)."""
 
     def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None: ...
     def detach(self, session: int) -> None: ...
@@ -145,6 +148,8 @@ class Breakers:
 class _ToUpstream:
     """What both kinds of route share: the upstream's timeouts (its own, or the gateway's) and its breaker."""
 
+    elsewhere = False
+
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         self._hub = hub
         self._name = upstream.name
@@ -172,6 +177,8 @@ class BridgeRoute(_ToUpstream):
     Attaching and detaching go on the control lane, which may overtake data of the same session: a session number is
     never attached to a second upstream once it has forwarded anything, so that this cannot misroute a message.
     """
+
+    elsewhere = True
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         super().__init__(hub, upstream)
@@ -315,6 +322,7 @@ class Routes:
     def _bridge_changed(self, incarnation: int) -> None:
         """Down: whatever was in flight there is answered now. Up: it is told of all sessions."""
         before, self._bridge_incarnation = self._bridge_incarnation, incarnation
+        self._hub.inflight.bridge_changed()
         answers = self._hub.answers
         for connection in list(self._hub.connections.values()):
             route = connection.route
@@ -356,6 +364,8 @@ class Routes:
                 answers.lost(message.session, message.reason)
             case BreakerSnapshot():
                 self.breakers.learn(message)
+            case Taken():
+                self._hub.inflight.taken(message.session, message.size)
             case _:
                 return False
         return True

@@ -124,6 +124,10 @@ class Child:
         self._out += b"\n"
         return True
 
+    @property
+    def unsent(self) -> int:
+        return len(self._out)
+
     def flush(self) -> None:
         """Write what can be written now."""
         out = self._out

@@ -26,12 +26,6 @@ class Unavailable:
 
 
 ROWS: tuple[Unavailable, ...] = (
-    Unavailable(
-        "MAX_INFLIGHT_BYTES",
-        (268_435_456,),
-        "the limit over all connections is not in this release; MAX_BUFFER_SIZE bounds each of them",
-        refuse=False,
-    ),
     Unavailable("CONTENT_POLICY", ("off", "flag"), "refusing content is not in this release; only off and flag are"),
     Unavailable("CONTENT_POLICY_RULES", ("",), "content rules are not in this release; unset it"),
     Unavailable("SCHEMA_VALIDATION", ("off",), "schema validation is not in this release; set SCHEMA_VALIDATION=off"),
