@@ -1,8 +1,8 @@
 """MAX_INFLIGHT_BYTES: what this worker's clients may make it hold, out of one pool for all workers.
 
 A message of ``LARGE`` bytes and more holds a reservation from its first bytes until it has been forwarded or refused:
-its declared length where its frame has one, in steps of ``STEP`` as it grows where not (a TCP line, a message in
-fragments). Smaller ones are covered by the standing part that each worker holds for all of them together, so that
+its declared length where it has one (a frame's, and the sum of those that have come of a message in fragments), in
+steps of ``STEP`` as it grows where not (a TCP line). Smaller ones are covered by the standing part that each worker holds for all of them together, so that
 they cost nothing here.
 
     unfinished (may be given up) → finished: parked, being validated → on its way to the bridge → gone
@@ -89,8 +89,9 @@ class Inflight:
             self._unfinished[connection.session] = hold
             self._publish()
         if size > hold.size:
-            most = codec.max_line if isinstance(codec, LineReader) else codec.max_message
-            self._reserve(hold, max(size, min(-(-size // STEP) * STEP, most)) - hold.size)
+            if isinstance(codec, LineReader):
+                size = max(size, min(-(-size // STEP) * STEP, codec.max_line))
+            self._reserve(hold, size - hold.size)
 
     def finished(self, connection: Connection, size: int) -> Hold:
         """The message is complete: from now on it is not given up. ``size`` is what it really has."""
@@ -174,7 +175,8 @@ class Inflight:
 
     def look(self) -> None:
         """Count what this worker's own connections to upstreams hold."""
-        self._upstreams = self._hub.routes.pool.held_bytes()
+        held = self._hub.routes.pool.held_bytes()
+        self._upstreams = held if held >= LARGE else 0
         self._publish()
 
     @property
@@ -226,8 +228,10 @@ class Inflight:
             if not self._unfinished:
                 return
             own = self._publish()
-            others = self._others()
-            if not inflight.must_yield(own, others, self._limit, len(self._unfinished)):
+            # Looked at twice: a row that changes while it is read may say what never was.
+            if not all(
+                inflight.must_yield(own, self._others(), self._limit, len(self._unfinished)) for _ in range(2)
+            ):
                 return
             if self._ledger.bury():
                 continue

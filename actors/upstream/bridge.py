@@ -370,8 +370,8 @@ class Bridge:
             self._unsent.pop().flush()
         if self._heavy:
             held = self._pool.held_bytes()
-            self._account.write(HELD, held)
             self._heavy = held >= LARGE
+            self._account.write(HELD, held if self._heavy else 0)
         if self._draining and (not self._pool.in_flight or not self._children):
             self._quiet.set()
         deadline = self._next_deadline()
