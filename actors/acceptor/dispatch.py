@@ -50,9 +50,14 @@ class Dispatch:
         items: Sequence[bytes | Ping | Pong | Close | Oversize]
         if isinstance(codec, WsReceiver):
             before = codec.frames
+            # One read may hold ten thousand frames: past the rate the rest of them is not even looked at.
+            codec.most_frames = before + self.settings.max_frame_rate
             try:
                 items = codec.receive(data)
             except WsProtocolError as error:
+                if error.code == 1008:
+                    self._floods(connection, codec.frames - before, now)
+                    return
                 self._items(connection, error.items, now)
                 self.hub.offence(connection, "malformed")
                 self.hub.event(

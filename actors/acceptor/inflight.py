@@ -2,8 +2,8 @@
 
 A message of ``LARGE`` bytes and more holds a reservation from its first bytes until it has been forwarded or refused:
 its declared length where it has one (a frame's, and the sum of those that have come of a message in fragments), in
-steps of ``STEP`` as it grows where not (a TCP line). Smaller ones are covered by the standing part that each worker holds for all of them together, so that
-they cost nothing here.
+steps of ``STEP`` as it grows where not (a TCP line). Smaller ones are covered by the standing part that each worker
+holds for all of them together, so that they cost nothing here.
 
     unfinished (may be given up) → finished: parked, being validated → on its way to the bridge → gone
 

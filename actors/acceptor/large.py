@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import io
 import logging
 import os
 from collections import deque
@@ -31,6 +32,7 @@ log = logging.getLogger("portcullis.acceptor")
 LARGE_BYTES: Final = 256 * 1024
 WAIT_NS: Final = 10_000_000_000  # for a verdict, a restart of the validator included
 AT_A_TIME: Final = 4  # with the validator: the copies that it needs are bounded by that
+SLICE: Final = 1 << 20  # bytes copied in one turn: about half a millisecond
 UNAVAILABLE: Final = 503
 TRIES: Final = 2  # the incarnations of the validator that one message may kill
 SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -51,7 +53,7 @@ class LargeMessages:
     refused, and held against its sender. What merely waited in a validator that died is tried as often as it takes,
     within its time.
 
-    Invariant: every pending ticket is in ``_sent`` or in ``_queue``, and not in both.
+    Invariant: every pending ticket is in ``_sent`` or in ``_queue`` or is the one that is being copied.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -60,6 +62,8 @@ class LargeMessages:
         self._queue: deque[int] = deque()  # tickets that are not with the validator yet
         self._sent: dict[int, None] = {}  # those that are, oldest first
         self._checking = 0  # the one that it works at; 0: not known
+        self._copying = 0  # the one that is being copied; it is in neither
+        self._broken = self._link is None  # nothing can be sent to it: wait for its successor
         self._next = 1
         self._changed = trio.Event()
         self._listens_to: DescriptorLink | None = None
@@ -78,35 +82,52 @@ class LargeMessages:
         return self._hub.context.links.get("validator")
 
     def _send_more(self) -> None:
-        link = self._link
-        while link is not None and self._queue and len(self._sent) < AT_A_TIME:
+        """Begin with the next one, if there is one and the validator has room."""
+        while self._queue and not self._copying and not self._broken and len(self._sent) < AT_A_TIME:
             ticket = self._queue.popleft()
-            if ticket in self._pending and not self._send(link, ticket):
-                return
+            if ticket not in self._pending:
+                continue
+            try:
+                memory = io.FileIO(os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w")
+            except OSError as error:
+                log.warning("no memory for a large message: %s", error.strerror)
+                self._refuse(ticket, "overloaded")
+                continue
+            self._copying = ticket
+            self._copy(ticket, memory, 0)
 
-    def _send(self, link: DescriptorLink, ticket: int) -> bool:
-        """False: it has to wait for the validator's successor, and so have the others."""
-        raw = self._pending[ticket].item.raw
+    def _copy(self, ticket: int, memory: io.FileIO, at: int) -> None:
+        """A slice of the message in each turn: ten megabytes at once would hold up everybody else."""
+        pending = self._pending.get(ticket)
+        if pending is not None:
+            raw = pending.item.raw
+            try:
+                at += memory.write(memoryview(raw)[at : at + SLICE])
+            except OSError as error:
+                log.warning("no memory for a large message: %s", error.strerror)
+                self._refuse(ticket, "overloaded")
+            else:
+                if at < len(raw):
+                    self._hub.post(functools.partial(self._copy, ticket, memory, at))
+                    return
+                self._send(ticket, memory, at)
+        self._copying = 0
+        memory.close()
+        self._hub.post(self._send_more)
+
+    def _send(self, ticket: int, memory: io.FileIO, size: int) -> None:
+        link = self._link
         try:
-            fd = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            log.warning("no memory for a large message: %s", error.strerror)
-            self._refuse(ticket, "overloaded")
-            return True
-        try:
-            view = memoryview(raw)
-            while view:
-                view = view[os.write(fd, view) :]
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-            link.send(Validate(ticket, len(raw), self._hub.settings.max_json_depth), [fd])
-        except OSError as error:  # the validator is gone, or there is no memory: its successor, or the deadline
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
+            if link is None:
+                raise BrokenPipeError
+            link.send(Validate(ticket, size, self._hub.settings.max_json_depth), [memory.fileno()])
+        except OSError as error:  # the validator is gone: its successor, or the deadline
             log.warning("a large message could not be handed over: %s", error.strerror)
+            self._broken = True
             self._queue.appendleft(ticket)
-            return False
-        finally:
-            os.close(fd)
-        self._sent[ticket] = None
-        return True
+        else:
+            self._sent[ticket] = None
 
     async def receive(self) -> None:
         """Task: verdicts, from one incarnation of the validator after the other."""
@@ -130,6 +151,7 @@ class LargeMessages:
             return False
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+        self._broken = False
         self._hear_out()
         culprit = self._pending.get(self._checking)
         if culprit is not None:

@@ -98,12 +98,15 @@ class WsReceiver:
         "_utf8_tail",
         "frames",
         "max_message",
+        "most_frames",
     )
 
     def __init__(self, *, max_message: int) -> None:
         self.max_message = max_message
         self.frames = 0
         """Frames whose header is complete, of every kind: what a frame rate is measured by."""
+        self.most_frames = 1 << 62
+        """``frames`` may not pass this: WsProtocolError then. (A whole small message may; it ends the read.)"""
         self._head = b""  # an unfinished frame header; at most 13 bytes
         self._missing = 0  # payload bytes still to come of the frame below; 0: between frames
         self._opcode = 0
@@ -231,6 +234,8 @@ class WsReceiver:
 
         start = position + header
         self.frames += 1
+        if self.frames > self.most_frames:
+            raise WsProtocolError(1008, "too many frames a second")
         self._opcode, self._final, self._missing = opcode, final, size
         self._key = data[start : start + 4]
         if opcode == TEXT:

@@ -81,8 +81,9 @@ async def connect(gateway: Gateway, *, ws: bool, server: str = "") -> Client:
         await stream.send_all(login % gateway.token.encode())
         await client.next()
         return client
+    path = f"/ws/{server}" if server else "/"
     await stream.send_all(
-        f"GET {f'/ws/{server}' if server else '/'} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Authorization: Bearer {gateway.token}\r\nSec-WebSocket-Version: 13\r\n"
         f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
     )

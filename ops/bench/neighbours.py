@@ -100,7 +100,7 @@ async def listen(gateway: Gateway, seconds: float) -> list[float]:
 
 
 def _beside(gateway: Gateway, load: Load, seconds: float) -> tuple[list[float], int]:
-    attacker = subprocess.Popen(
+    attacker = subprocess.Popen(  # noqa: S603 - this module again
         [
             *(sys.executable, "-P", "-m", "ops.bench.neighbours", "--attack", load.kind),
             *("--amount", str(load.amount), "--seconds", str(seconds)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,9 +21,9 @@ UNBOUND = {
     "LOG_LEVEL": "warning",
     "WORKERS": "2",
 }
-POOL = UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB)}
-PART = 6 * MIB
-WHOLE = 10 * MIB - 4096
+POOL = UNBOUND | {"MAX_INFLIGHT_BYTES": str(9 * MIB), "MAX_REQUEST_SIZE": str(2 * MIB)}  # three messages fit
+WHOLE = 2 * MIB - 4096
+PART = 6 * WHOLE // 10
 
 
 def refused(answer: dict[str, Any], request_id: Any) -> bool:
@@ -45,7 +46,7 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
     """40 clients at 6 of 10 MB each, TCP and WebSocket, on two workers and a pool of 36 MiB: the oldest still
     finishes; every other gets its answer or a 503 with its own id, and its connection goes on; and the memory of all
     workers together stays far below what the clients have sent."""
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=POOL))
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB)}))
     idle = resident_mib(gateway)
     most = 0.0
     ready = trio.Event()
@@ -55,12 +56,12 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
     async def one(number: int) -> None:
         nonlocal waiting
         async with raw_client(gateway, ws=number % 2 == 0) as client:
-            raw = echo(WHOLE, b"%d" % number)
+            raw = echo(5 * WHOLE, b"%d" % number)
 
-            await client.begin(len(raw), raw[:PART])
+            await client.begin(len(raw), raw[: 5 * PART])
             waiting -= 1
             await ready.wait()
-            await client.go_on(raw[PART:], last=True)
+            await client.go_on(raw[5 * PART :], last=True)
             outcomes.append(refused(await client.answer(), number))
             await goes_on(client)
 
@@ -72,15 +73,15 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
 
     async with raw_client(gateway, ws=False) as oldest, trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        raw = echo(WHOLE, b'"oldest"')
-        await oldest.begin(len(raw), raw[:PART])
+        raw = echo(5 * WHOLE, b'"oldest"')
+        await oldest.begin(len(raw), raw[: 5 * PART])
         async with trio.open_nursery() as others:
             for number in range(39):
                 others.start_soon(one, number)
             with trio.fail_after(60):
                 while waiting:
                     await trio.sleep(0.05)
-            await oldest.go_on(raw[PART:], last=True)
+            await oldest.go_on(raw[5 * PART :], last=True)
             answer = await oldest.answer()
             assert answer["id"] == "oldest"
             assert len(answer["result"]["content"][0]["text"]) > 9 * MIB
@@ -98,7 +99,7 @@ async def test_the_youngest_is_refused_at_once(start_gateway: Any, ws: bool) -> 
     """Three messages fit; the fourth is refused while it is being sent, under its own id, and its rest is read away.
     When one of the others has finished, there is room again."""
     gateway = await trio.to_thread.run_sync(
-        lambda: start_gateway(environment=UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB), "WORKERS": "1"})
+        lambda: start_gateway(environment=POOL | {"MAX_INFLIGHT_BYTES": str(8 * MIB), "WORKERS": "1"})
     )
     raw = echo(WHOLE, b'"me"')
     async with (
@@ -110,9 +111,9 @@ async def test_the_youngest_is_refused_at_once(start_gateway: Any, ws: bool) -> 
         for client in (a, b, c):
             await client.begin(len(raw), raw[:-100])
         await goes_on_elsewhere(gateway)  # what was sent before has been read by now, or its part of it
-        await d.begin(len(raw), raw[: 9 * MIB])
+        await d.begin(len(raw), raw[: MIB])
         assert refused(await d.answer(), "me")
-        await d.go_on(raw[9 * MIB :], last=True)
+        await d.go_on(raw[MIB :], last=True)
         await goes_on(d)
         await a.go_on(raw[-100:], last=True)
         assert "result" in await a.answer()
@@ -178,7 +179,7 @@ async def test_the_validator_is_killed_in_the_middle(start_gateway: Any, times: 
 
     def checks(pid: int) -> bool:
         """Whether it has had the message for a tenth of a second of its processor time."""
-        if not any("memfd:message" in os.readlink(entry) for entry in open_files(pid)):
+        if not any("memfd:message" in name for name in open_files(pid)):
             return False
         return processor_s(pid) > seen.setdefault(pid, processor_s(pid)) + 0.1
 
@@ -214,8 +215,12 @@ async def test_the_validator_is_killed_in_the_middle(start_gateway: Any, times: 
 
 
 def open_files(pid: int) -> list[str]:
-    """Its descriptors, those that were closed while this looked left out."""
-    return [path for path in (f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")) if os.path.islink(path)]
+    """What its descriptors are, without those that are closed while this looks."""
+    names = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.append(str(entry.readlink()))
+    return names
 
 
 def processor_s(pid: int) -> float:
@@ -227,7 +232,7 @@ def processor_s(pid: int) -> float:
 async def test_a_large_message_outlives_nobody(start_gateway: Any) -> None:
     """What was forwarded, refused or abandoned leaves nothing in the pool: twice as many messages as fit pass through
     it one after the other, and a client that goes away in the middle takes nothing with it."""
-    small = UNBOUND | {"MAX_INFLIGHT_BYTES": str(12 * MIB), "MAX_REQUEST_SIZE": str(10 * MIB)}
+    small = POOL | {"MAX_INFLIGHT_BYTES": str(3 * MIB)}
     gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=small))
     for number in range(4):
         async with raw_client(gateway, ws=number % 2 == 0) as client:
@@ -240,7 +245,7 @@ async def test_a_large_message_outlives_nobody(start_gateway: Any) -> None:
                 if not refused(answer, number):
                     break
             assert "result" in answer, answer
-            invalid = echo(2 * MIB, b"3")[:-1] + b"]"
+            invalid = echo(MIB, b"3")[:-1] + b"]"
             await client.send(invalid)
             assert (await client.answer())["error"]["code"] == -32700
             await client.send(json.dumps({"jsonrpc": "2.0", "method": "n", "params": ["y" * MIB]}).encode())

@@ -84,6 +84,12 @@ class Bench:
         return message
 
 
+async def to_the_end(link: DescriptorLink) -> None:
+    """It may have said what it begins with, and nothing else."""
+    while True:
+        assert isinstance((await link.receive())[0], Checking)
+
+
 @asynccontextmanager
 async def running() -> AsyncIterator[Bench]:
     """The actor with one link, ``edge``; on leaving it has ended after a Drain, and nothing is left open."""
@@ -209,9 +215,8 @@ async def test_a_peer_that_breaks_the_rules_loses_its_link(kind: str, tmp_path: 
         await bad.send_wait(message, fds)
         for fd in fds:
             os.close(fd)
-        with pytest.raises(EOFError):
-            while True:  # it may have said what it begins with
-                assert isinstance((await bad.receive())[0], Checking)
+        with trio.fail_after(10), pytest.raises(EOFError):
+            await to_the_end(bad)
         assert isinstance(await bench.ask(good, b'{"jsonrpc":"2.0","method":"n"}'), Valid)
 
 
