@@ -35,10 +35,10 @@ class Gateway:
     def workers(self, role: str) -> list[int]:
         """Process ids, from the admin API."""
         admin = (self.directory / "state" / "admin.token").read_text().strip()
-        asked = urllib.request.Request(  # noqa: S310 - http, on loopback
+        asked = urllib.request.Request(
             f"http://127.0.0.1:{self.health_port}/admin/v1/actors", headers={"Authorization": f"Bearer {admin}"}
         )
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310 - http, on loopback
             tree: dict[str, Any] = json.load(answer)
         return [int(worker["pid"]) for worker in tree["workers"] if worker["role"] == role]
 

@@ -46,7 +46,8 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
     """40 clients at 6 of 10 MB each, TCP and WebSocket, on two workers and a pool of 36 MiB: the oldest still
     finishes; every other gets its answer or a 503 with its own id, and its connection goes on; and the memory of all
     workers together stays far below what the clients have sent."""
-    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB)}))
+    pool = UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB)}
+    gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=pool))
     idle = resident_mib(gateway)
     most = 0.0
     ready = trio.Event()
@@ -111,9 +112,9 @@ async def test_the_youngest_is_refused_at_once(start_gateway: Any, ws: bool) -> 
         for client in (a, b, c):
             await client.begin(len(raw), raw[:-100])
         await goes_on_elsewhere(gateway)  # what was sent before has been read by now, or its part of it
-        await d.begin(len(raw), raw[: MIB])
+        await d.begin(len(raw), raw[: 3 * MIB // 2])
         assert refused(await d.answer(), "me")
-        await d.go_on(raw[MIB :], last=True)
+        await d.go_on(raw[3 * MIB // 2 :], last=True)
         await goes_on(d)
         await a.go_on(raw[-100:], last=True)
         assert "result" in await a.answer()
