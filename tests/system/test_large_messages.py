@@ -43,10 +43,10 @@ async def goes_on(client: RawClient) -> None:
 
 
 async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> None:
-    """40 clients at 6 of 10 MB each, TCP and WebSocket, on two workers and a pool of 36 MiB: the oldest still
+    """40 clients at 2.4 of 4 MB each, TCP and WebSocket, on two workers and a pool of 15 MiB: the oldest still
     finishes; every other gets its answer or a 503 with its own id, and its connection goes on; and the memory of all
     workers together stays far below what the clients have sent."""
-    pool = UNBOUND | {"MAX_INFLIGHT_BYTES": str(36 * MIB)}
+    pool = UNBOUND | {"MAX_INFLIGHT_BYTES": str(15 * MIB)}
     gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=pool))
     idle = resident_mib(gateway)
     most = 0.0
@@ -57,12 +57,12 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
     async def one(number: int) -> None:
         nonlocal waiting
         async with raw_client(gateway, ws=number % 2 == 0) as client:
-            raw = echo(5 * WHOLE, b"%d" % number)
+            raw = echo(2 * WHOLE, b"%d" % number)
 
-            await client.begin(len(raw), raw[: 5 * PART])
+            await client.begin(len(raw), raw[: 2 * PART])
             waiting -= 1
             await ready.wait()
-            await client.go_on(raw[5 * PART :], last=True)
+            await client.go_on(raw[2 * PART :], last=True)
             outcomes.append(refused(await client.answer(), number))
             await goes_on(client)
 
@@ -74,25 +74,25 @@ async def test_the_oldest_finishes_when_the_pool_is_dry(start_gateway: Any) -> N
 
     async with raw_client(gateway, ws=False) as oldest, trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        raw = echo(5 * WHOLE, b'"oldest"')
-        await oldest.begin(len(raw), raw[: 5 * PART])
+        raw = echo(2 * WHOLE, b'"oldest"')
+        await oldest.begin(len(raw), raw[: 2 * PART])
         async with trio.open_nursery() as others:
             for number in range(39):
                 others.start_soon(one, number)
             with trio.fail_after(60):
                 while waiting:
                     await trio.sleep(0.05)
-            await oldest.go_on(raw[5 * PART :], last=True)
+            await oldest.go_on(raw[2 * PART :], last=True)
             answer = await oldest.answer()
             assert answer["id"] == "oldest"
-            assert len(answer["result"]["content"][0]["text"]) > 9 * MIB
+            assert len(answer["result"]["content"][0]["text"]) > 3 * MIB
             ready.set()
         await goes_on(oldest)
         nursery.cancel_scope.cancel()
     assert len(outcomes) == 39
     assert any(outcomes), "the pool was never dry"
-    # 240 MB would be held without the pool, before a single copy of a finished one.
-    assert most - idle < 200, (most, idle)
+    # 96 MB would be held without the pool, and all forty finished with copies on top of it afterwards.
+    assert most - idle < 90, (most, idle)
 
 
 @pytest.mark.parametrize("ws", [True, False])
@@ -123,12 +123,12 @@ async def test_the_youngest_is_refused_at_once(start_gateway: Any, ws: bool) -> 
 
 
 async def goes_on_elsewhere(gateway: Any) -> None:
-    for _ in range(20):
+    for _ in range(10):
         async with raw_client(gateway, ws=True) as other:
             await goes_on(other)
 
 
-@pytest.mark.parametrize("victim", ["edge", "policy", "bridge", "validator"])
+@pytest.mark.parametrize("victim", ["edge", "others"])
 async def test_no_death_leaks_or_renews_the_pool(start_gateway: Any, victim: str) -> None:
     """Three messages fit, half sent. While other workers than the edges die, a fourth is refused all the same; when
     the edges themselves die, what they held is free again, all of it, and not more."""
@@ -142,9 +142,9 @@ async def test_no_death_leaks_or_renews_the_pool(start_gateway: Any, victim: str
                 await client.begin(len(raw), raw[:MIB])
             await goes_on_elsewhere(gateway)
             if turn == 0 and victim != "edge":
-                before = gateway.workers()
-                await kill(gateway, victim)
-                await until(lambda before=before: set(gateway.workers()) != set(before), gateway)
+                for role in ("policy", "bridge", "validator"):
+                    (pid,) = await kill(gateway, role)
+                    await until(lambda pid=pid: pid not in gateway.workers(), gateway)
                 await until(lambda: all(state == "up" for _, state in incarnations(tree(gateway)).values()), gateway)
             await late.begin(len(raw), raw[:MIB])
             assert refused(await late.answer(), 7)
