@@ -21,7 +21,17 @@ from actors.policy.jsonrpc import INVALID_REQUEST, Refusal, parse_client, splice
 from ipc.context import Context
 from ipc.errors import MalformedFrame
 from ipc.fdpass import DescriptorLink
-from ipc.messages import Describe, Description, Drain, Invalid, LinksChanged, SettingsChanged, Valid, Validate
+from ipc.messages import (
+    Checking,
+    Describe,
+    Description,
+    Drain,
+    Invalid,
+    LinksChanged,
+    SettingsChanged,
+    Valid,
+    Validate,
+)
 
 log = logging.getLogger("portcullis.validator")
 
@@ -109,6 +119,7 @@ class Validator:
                 try:
                     if not isinstance(message, Validate):
                         raise BadPayload(f"a {type(message).__name__}")
+                    await link.send_wait(Checking(message.ticket))  # so that it is known what killed it
                     verdict = self.judge(message, fds)
                 finally:
                     for fd in fds:

@@ -45,6 +45,7 @@ class Context:
     keep: dict[str, Any] = attrs.field(factory=dict)
     listeners: list[Listener] = attrs.field(factory=list)
     links: dict[str, DescriptorLink] = attrs.field(factory=dict)  # SEQPACKET links by peer worker's name
+    ledger: int = -1  # the descriptor of the table that all workers share (``ipc.ledger``); -1: there is none
 
 
 class ActorFunction(Protocol):

@@ -520,6 +520,12 @@ class Validate(Message, frozen=True):
     schema: bytes = b""  # of the arguments of a tools/call, as JSON; empty: they are not validated
 
 
+class Checking(Message, frozen=True):
+    """The validator begins with this one."""
+
+    ticket: int
+
+
 class Valid(Message, frozen=True):
     """What the content policy found is beside it: (rule, pointer, mode), and what is to be replaced before the message
     goes on: (start, end, bytes), ascending. ``envelope`` is that of the message with them."""
@@ -573,6 +579,13 @@ class Forward(Message, frozen=True):
     call: int  # 0 for notifications and responses; for notifications/cancelled, the call that it names
     envelope: Envelope
     raw: bytes
+
+
+class Taken(Message, frozen=True):
+    """The bridge holds, and counts, this large Forward of the session from now on. ``size`` is that of its bytes."""
+
+    session: int
+    size: int
 
 
 class Abandon(Message, frozen=True):
@@ -661,8 +674,8 @@ AnyMessage = (
     | RevokeTokens | ListSessions | EndSession
     | BreakerSubscribe | BreakerSnapshot | Outcomes | ProbesInFlight | ResetBreaker | ListAnswers
     | AuditBatch | AuditAck
-    | Validate | Valid | Invalid
-    | AttachSession | DetachSession | Forward | Abandon | Deliver | CallFailed | SessionLost
+    | Validate | Checking | Valid | Invalid
+    | AttachSession | DetachSession | Forward | Taken | Abandon | Deliver | CallFailed | SessionLost
     | Disconnect | Done | GatewayStatus
     | TreeSnapshot | AdminRequest
 )

@@ -50,6 +50,7 @@ class Resources:
     listeners: dict[str, list[Listener]]  # by actor
     links: dict[str, dict[str, DescriptorLink]]  # by actor and key
     keep: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    ledger: int = -1  # a descriptor
 
     @classmethod
     def none(cls, actors: tuple[ActorSpec, ...]) -> Resources:
@@ -198,6 +199,7 @@ class ActorTree:
             keep=self._resources.keep[spec.name],
             listeners=self._resources.listeners[spec.name],
             links=self._resources.links[spec.name],
+            ledger=self._resources.ledger,
         )
         running = _Running(spec, number, mailbox, context)
         mailbox.owner_failed = running.callback_failed

@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import trio
 
+from ipc import ledger
 from ipc.control import (
     ActorEvent,
     ActorState,
@@ -130,6 +131,7 @@ class WorkerTree:
         self._suspect: frozenset[str] = frozenset()
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._ledger = ledger.create()  # shared by all workers; never read here
 
     # --- life
 
@@ -152,6 +154,7 @@ class WorkerTree:
                 await trio.lowlevel.checkpoint()
             await self._end_orphans()
             nursery.cancel_scope.cancel()
+        os.close(self._ledger)
 
     def drain(self) -> None:
         """Stop in reverse order: the edges drain first, audit ends last."""
@@ -395,7 +398,7 @@ class WorkerTree:
                     peers=tuple(PeerGrant(e.peer, told[e.peer].incarnation) for e in mine if e.stream is not None),
                     links=tuple(grant for end in mine for grant in end.grants),
                 ),
-                lent=[descriptor, *(item.sock.fileno() for item in listening)],
+                lent=[descriptor, self._ledger, *(item.sock.fileno() for item in listening)],
                 given=[
                     *(end.stream for end in mine if end.stream is not None),
                     *(sock for end in mine for _, sock in end.links),

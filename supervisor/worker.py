@@ -127,10 +127,11 @@ class Worker:
         self._ids = itertools.count(1)
         self._nursery: trio.Nursery | None = None
         self._exit_code = 0
-        heartbeat, *fds = fds
+        heartbeat, ledger, *fds = fds
         self._slot = Slot(heartbeat)
         os.close(heartbeat)
         self._resources = Resources.none(assign.actors)
+        self._resources.ledger = ledger
         self._listeners: dict[int, Listener] = {}
         taken = len(assign.listeners)
         self._add_listeners(assign.listeners, fds[:taken])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from actors.policy.jsonrpc import Refusal
 
     from .authorising import Standing
+    from .inflight import Hold
     from .routes import Route
 
 Codec = HeadReader | WsReceiver | LineReader[bytes]
@@ -82,6 +83,7 @@ class Item:
     envelope: Envelope | None = None
     refusal: Refusal | None = None
     findings: Sequence[Finding] = ()  # of the content policy, not recorded yet
+    hold: Hold | None = None  # of a large message: what it holds of MAX_INFLIGHT_BYTES
 
 
 @attrs.define(slots=True, eq=False)
@@ -146,6 +148,9 @@ class Connection:
     parked_bytes: int = 0
     parked_for: Literal["", "budget", "room", "validator"] = ""
     parked_since_ns: int = 0
+    hold: Hold | None = None  # what its unfinished message holds of MAX_INFLIGHT_BYTES, if that is large
+    starved: bool = False  # and that waits for more
+    owes_refusal: bool = False  # it has been given up, and its id wasn't known yet
     second_ns: int = 0  # when the second began in which frames are metered
     second_frames: int = 0
 
@@ -210,10 +215,14 @@ class Connection:
 
     @property
     def wants_input(self) -> bool:
-        """Whether to read more: not while messages are parked, a policy actor is asked, or the peer doesn't read."""
+        """Whether to read more: not while messages are parked or find no room, a policy actor is asked, or the peer
+        doesn't read."""
         if self.stage is Stage.CLOSING:
             return not self.eof
-        return not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns) and self.stage < Stage.CLOSED
+        return (
+            not (self.eof or self.parked or self.waiting_for or self.blocked_since_ns or self.starved)
+            and self.stage < Stage.CLOSED
+        )
 
 
 _SPENT: Final[Codec] = LineReader(max_line=1)

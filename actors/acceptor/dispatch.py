@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from actors.policy import catalogue, eras, jsonrpc, pipeline
+from actors.policy.client_ends import id_at_ends, id_at_head
 from actors.policy.jsonrpc import Refusal
+from ipc.inflight import LARGE
 from ipc.messages import Envelope, Refused
 from ipc.settings import Settings
 
 from .connection import RETRY_MS, Call, Connection, Item, Stage
-from .large import LARGE_BYTES
-from .lines import LineReader, LineTooLong
+from .large import LARGE_BYTES, UNAVAILABLE
+from .lines import KEPT_HEAD, KEPT_TAIL, LineReader, LineTooLong, Oversize
 from .login import SESSION_METHODS
 from .ws import Close, Ping, Pong, WsProtocolError, WsReceiver, encode_close, encode_pong
 
@@ -49,12 +51,17 @@ class Dispatch:
     def received(self, connection: Connection, data: bytes, now: int) -> None:
         """Bytes of a WebSocket or TCP client."""
         codec = connection.codec
-        items: Sequence[bytes | Ping | Pong | Close]
+        items: Sequence[bytes | Ping | Pong | Close | Oversize]
         if isinstance(codec, WsReceiver):
             before = codec.frames
+            # One read may hold ten thousand frames: past the rate the rest of them is not even looked at.
+            codec.most_frames = before + self.settings.max_frame_rate
             try:
                 items = codec.receive(data)
             except WsProtocolError as error:
+                if error.code == 1008:
+                    self._floods(connection, codec.frames - before, now)
+                    return
                 self._items(connection, error.items, now)
                 self.hub.offence(connection, "malformed")
                 self.hub.event(
@@ -73,14 +80,18 @@ class Dispatch:
             except LineTooLong as error:
                 self._items(connection, error.items, now)
                 self._charge(connection, now)
-                self._too_long(connection)
+                self._too_long(connection, error.head)
                 return
             if self._floods(connection, codec.empty - before, now):
                 return
         if items:
             self._items(connection, items, now)
+        if codec is connection.codec:
+            self.hub.inflight.received(connection, codec)
 
-    def _items(self, connection: Connection, items: Sequence[bytes | Ping | Pong | Close], now: int) -> None:
+    def _items(
+        self, connection: Connection, items: Sequence[bytes | Ping | Pong | Close | Oversize], now: int
+    ) -> None:
         for item in items:
             if connection.stage >= Stage.CLOSING:
                 return
@@ -90,6 +101,9 @@ class Dispatch:
                 self._message(connection, item, now)
             elif isinstance(item, Ping):
                 connection.write(encode_pong(item.payload))
+            elif isinstance(item, Oversize):
+                connection.idle_since_ns = now
+                self.hub.inflight.discarded(connection, item)
             elif isinstance(item, Close):
                 if not connection.close_sent:
                     connection.close_sent = True
@@ -118,31 +132,46 @@ class Dispatch:
         """What fails before it is a message counts against the budget all the same."""
         self.hub.budget.charge(connection.grant.limit_keys if connection.grant else (connection.key,), now)
 
-    def _too_long(self, connection: Connection) -> None:
+    def _too_long(self, connection: Connection, head: bytes) -> None:
         self.hub.offence(connection, "malformed")
         self.hub.event(connection, "message.invalid", severity="warning", outcome="refused", reason="too large")
         codec = connection.codec
         limit = codec.max_line if isinstance(codec, LineReader) else 0
-        connection.send_message(jsonrpc.error_reply(b"null", 413, "message too large", {"limit": limit}))
+        known = (connection.grant is not None and id_at_head(head)) or b"null"
+        connection.send_message(jsonrpc.error_reply(known, 413, "message too large", {"limit": limit}))
         self.hub.close(connection, 1009, "message too large")
 
     def _message(self, connection: Connection, raw: bytes, now: int) -> None:
         item = Item(raw, pipeline.SIZE)
+        if len(raw) >= LARGE:
+            item.hold = self.hub.inflight.finished(connection, len(raw))
         if connection.parked or connection.waiting_for:
             if len(connection.parked) >= MAX_PARKED:
                 self.unavailable(connection, item, "too many messages wait", "overloaded")
+                self._done(item)
                 return
             connection.parked.append(item)
         elif not self._process(connection, item, now):
             connection.parked.append(item)
+        elif item.hold is not None:
+            self._done(item)
+
+    def _done(self, item: Item) -> None:
+        """Nothing is held of it any more."""
+        hold, item.hold = item.hold, None
+        if hold is not None:
+            self.hub.inflight.release(hold)
 
     def resume(self, connection: Connection) -> None:
         """Go on with what is parked, until something has to wait again."""
         now = self.hub.now
         parked = connection.parked
         while parked and connection.stage < Stage.CLOSING and not connection.waiting_for:
-            if not self._process(connection, parked[0], now):
+            item = parked[0]
+            if not self._process(connection, item, now):
                 break
+            if item.hold is not None:
+                self._done(item)
             if not parked:
                 return  # it was the connection's last: there is nothing left of it
             parked.popleft()
@@ -228,6 +257,11 @@ class Dispatch:
         """Answer a message that the validator refused."""
         refusal = item.refusal
         assert refusal is not None  # noqa: S101 - an item has an envelope or a refusal
+        if refusal.code == UNAVAILABLE:  # nobody could say whether it was valid
+            self.hub.count("refused_503")
+            if not refusal.notification:
+                connection.send_message(jsonrpc.error_reply(refusal.id, refusal.code, refusal.message, refusal.data))
+            return
         content = refusal.code == jsonrpc.CONTENT_REFUSED
         detail: dict[str, str | int | float | bool] = {"code": refusal.code}
         if content and refusal.data is not None:
@@ -252,6 +286,10 @@ class Dispatch:
         """Answer a message that may not pass; a notification or a response gets no answer."""
         self.hub.count(f"refused_{code}")
         if item.envelope is None and item.refusal is None:
+            if len(item.raw) >= LARGE_BYTES:
+                found = id_at_ends(item.raw[:KEPT_HEAD], item.raw[-KEPT_TAIL:])
+                connection.send_message(jsonrpc.error_reply(found, code, message, data))
+                return
             self._parse(item)  # for its id
         envelope, refusal = item.envelope, item.refusal
         if envelope is not None:
@@ -316,6 +354,9 @@ class Dispatch:
             item.stamps &= ~pipeline.CIRCUIT  # it may have opened, and its permits be gone, when there is room
             return self._wait_for_room(connection, now)
         connection.forwarded = True
+        if item.hold is not None:
+            hold, item.hold = item.hold, None
+            self.hub.inflight.forwarded(hold, elsewhere=route.elsewhere)
         if call.deadline_ns:
             hub.deadlines.by(connection, call.deadline_ns)
         return True
@@ -344,6 +385,9 @@ class Dispatch:
         if not route.forward(connection.session, number, envelope, item.raw, now):
             return self._wait_for_room(connection, now)
         connection.forwarded = True
+        if item.hold is not None:
+            hold, item.hold = item.hold, None
+            self.hub.inflight.forwarded(hold, elsewhere=route.elsewhere)
         if number:
             call = connection.end_call(number, self.hub.now)
             if call is not None:
@@ -375,6 +419,7 @@ class Dispatch:
 
     def _overloaded(self, connection: Connection, item: Item) -> None:
         self.unavailable(connection, item, "the server is down or does not keep up", "overloaded")
+        self._done(item)
         self.resume(connection)
 
     # --- sessions --------------------------------------------------------------------------------------------
@@ -394,6 +439,7 @@ class Dispatch:
 
     def leave(self, connection: Connection) -> None:
         """The connection ends: cancel its calls upstream and free what it holds."""
+        self.hub.inflight.forget(connection)
         connection.free()
         if connection.grant is not None:
             self.hub.budget.leave(connection.grant.limit_keys)
@@ -429,6 +475,7 @@ class Dispatch:
         connection.parked_for = ""
         for number in list(connection.calls):
             self.hub.answers.fail(connection, number, 502, "acceptor restarted", sent=True, retry_ms=0)
+        self.hub.inflight.recover(connection)
         parked, connection.parked = list(connection.parked), type(connection.parked)()
         for item in parked:
             self.unavailable(connection, item, "not available now", "acceptor restarted")

@@ -60,6 +60,7 @@ from .dispatch import Dispatch
 from .entry import Entry
 from .handshakes import Handshakes
 from .http import HeadReader
+from .inflight import Inflight
 from .large import LargeMessages
 from .lines import LineReader
 from .login import Login
@@ -148,6 +149,7 @@ class Hub:
         self.arrivals = Arrivals(self)
         self.catalogue = Catalogue(self)
         self.routes = Routes(self)
+        self.inflight = Inflight(self)
         self.large = LargeMessages(self)
         self.authorising = Authorising(self)
         self.screening = Screening(self)
@@ -482,6 +484,7 @@ class Hub:
         self.revocation.tick(now)
         self.routes.tick(now)
         self.catalogue.tick(now)
+        self.inflight.tick(now)
         self.audit.flush()
         if self.draining_until_ns:
             self._check_drained(now)

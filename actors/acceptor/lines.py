@@ -30,12 +30,14 @@ class Oversize:
 
 
 class LineTooLong(ValueError):
-    """A line passed the limit. ``items`` are the lines that were complete before it, in order."""
+    """A line passed the limit. ``items`` are the lines that were complete before it, in order; ``head`` is its own
+    beginning."""
 
-    def __init__(self, limit: int, items: list[bytes]) -> None:
+    def __init__(self, limit: int, items: list[bytes], head: bytes = b"") -> None:
         super().__init__(f"line longer than {limit} bytes")
         self.limit = limit
         self.items = items
+        self.head = head
 
 
 Line = TypeVar("Line", bound=bytes | Oversize)
@@ -71,6 +73,25 @@ class LineReader(Generic[Line]):
         """Bytes held of an unfinished line."""
         return len(self._held) + len(self._tail)
 
+    @property
+    def declared(self) -> int:
+        """Bytes that the unfinished line holds, as far as it is kept."""
+        return 0 if self._discarded else len(self._held)
+
+    @property
+    def head(self) -> bytes:
+        """The beginning of the unfinished line."""
+        return bytes(self._held[:KEPT_HEAD])
+
+    def discard(self) -> bytes:
+        """Keep no more of the unfinished line than its ends: an ``Oversize`` takes its place. Returns what is held."""
+        held = self.head
+        if self._held and not self._discarded:
+            self._discarded = len(self._held)
+            self._keep_tail(bytes(self._held[KEPT_HEAD:]))
+            self._held = bytearray(held)
+        return held
+
     def receive(self, data: bytes) -> list[Line]:
         """The lines that ``data`` completes, without their ends.
 
@@ -89,7 +110,7 @@ class LineReader(Generic[Line]):
             if line.endswith(b"\r"):
                 line = line[:-1]
             if len(line) > self.max_line:
-                self._overflow(items)
+                self._overflow(items, line)
                 items.append(Oversize(line[:KEPT_HEAD], line[KEPT_HEAD:][-KEPT_TAIL:], len(line)))
             elif line:
                 items.append(line)
@@ -107,12 +128,14 @@ class LineReader(Generic[Line]):
             room = KEPT_HEAD - len(held)
             held += chunk[:room]
             self._keep_tail(chunk[room:])
+            if self._discarded > self.max_line + 1:
+                self._overflow(items, held)
             return
         held += chunk
         # One byte more may be the CR of the line's end.
         if len(held) <= self.max_line or (len(held) == self.max_line + 1 and held.endswith(b"\r")):
             return
-        self._overflow(items)
+        self._overflow(items, held)
         self._discarded = len(held)
         self._keep_tail(bytes(held[KEPT_HEAD:]))
         del held[KEPT_HEAD:]
@@ -145,8 +168,10 @@ class LineReader(Generic[Line]):
         else:
             self.empty += 1
 
-    def _overflow(self, items: list[Any]) -> None:
+    def _overflow(self, items: list[Any], line: bytes | bytearray) -> None:
         if not self._discards:
             self._ended = True
+            head = bytes(line[:KEPT_HEAD])
             self._held.clear()
-            raise LineTooLong(self.max_line, items)
+            self._tail.clear()
+            raise LineTooLong(self.max_line, items, head)

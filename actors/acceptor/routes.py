@@ -31,6 +31,7 @@ from ipc.messages import (
     Outcomes,
     ProbesInFlight,
     SessionLost,
+    Taken,
 )
 from ipc.settings import Upstream
 
@@ -54,6 +55,8 @@ class Route(Protocol):
     timeout_ns: int
     max_timeout_ns: int
     per_session: bool
+    elsewhere: bool
+    """Whether what it takes goes to another process, which says so (``Taken``)."""
 
     def attach(self, session: int, upstream: str, grant: Grant | None, version: str) -> None: ...
     def detach(self, session: int) -> None: ...
@@ -172,6 +175,8 @@ class Breakers:
 class _ToUpstream:
     """What both kinds of route share: the upstream's timeouts (its own, or the gateway's) and its breaker."""
 
+    elsewhere = False
+
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         self._hub = hub
         self._upstream = upstream
@@ -205,6 +210,8 @@ class BridgeRoute(_ToUpstream):
     Attaching and detaching go on the control lane, which may overtake data of the same session: a session number is
     never attached to a second upstream once it has forwarded anything, so that this cannot misroute a message.
     """
+
+    elsewhere = True
 
     def __init__(self, hub: Hub, upstream: Upstream) -> None:
         super().__init__(hub, upstream)
@@ -380,6 +387,7 @@ class Routes:
     def _bridge_changed(self, incarnation: int) -> None:
         """Down: whatever was in flight there is answered now. Up: it is told of all sessions."""
         before, self._bridge_incarnation = self._bridge_incarnation, incarnation
+        self._hub.inflight.bridge_changed()
         answers = self._hub.answers
         for connection in list(self._hub.connections.values()):
             route = connection.route
@@ -424,6 +432,8 @@ class Routes:
                 self.breakers.learn(message)
             case ListAnswers():
                 self._hub.catalogue.learn(message)
+            case Taken():
+                self._hub.inflight.taken(message.session, message.size)
             case _:
                 return False
         return True

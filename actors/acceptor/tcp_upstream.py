@@ -106,6 +106,10 @@ class TcpUpstream:
         self._hub.dirty_links[self._fd] = self
         return True
 
+    @property
+    def unsent(self) -> int:
+        return self._out_bytes
+
     def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""
         sock, out = self._sock, self._out

@@ -24,6 +24,7 @@ from codecs import utf_8_decode
 
 import attrs
 
+from actors.acceptor.lines import KEPT_HEAD, KEPT_TAIL, Oversize
 from actors.acceptor.masking import rotate, unmask
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -51,7 +52,7 @@ class Close:
     reason: str
 
 
-Item = bytes | Ping | Pong | Close
+Item = bytes | Ping | Pong | Close | Oversize
 
 
 class WsProtocolError(ValueError):
@@ -85,6 +86,7 @@ class WsReceiver:
 
     __slots__ = (
         "_control",
+        "_discarded",
         "_ended",
         "_final",
         "_head",
@@ -92,15 +94,19 @@ class WsReceiver:
         "_message",
         "_missing",
         "_opcode",
+        "_tail",
         "_utf8_tail",
         "frames",
         "max_message",
+        "most_frames",
     )
 
     def __init__(self, *, max_message: int) -> None:
         self.max_message = max_message
         self.frames = 0
         """Frames whose header is complete, of every kind: what a frame rate is measured by."""
+        self.most_frames = 1 << 62
+        """``frames`` may not pass this: WsProtocolError then. (A whole small message may; it ends the read.)"""
         self._head = b""  # an unfinished frame header; at most 13 bytes
         self._missing = 0  # payload bytes still to come of the frame below; 0: between frames
         self._opcode = 0
@@ -109,6 +115,8 @@ class WsReceiver:
         self._message: bytearray | None = None  # unmasked text so far; None: between messages
         self._control = bytearray()  # unmasked payload so far of a control frame
         self._utf8_tail = b""  # the beginning of a character that ``_message`` ends with; at most 3 bytes
+        self._discarded: int | None = None  # bytes so far of the message that is being discarded; None: none is
+        self._tail = b""  # of that message, the last bytes; ``_message`` is its head
         self._ended = False
 
     @property
@@ -119,9 +127,26 @@ class WsReceiver:
     @property
     def declared(self) -> int:
         """What the unfinished message will hold as far as its peer has said: bytes here and still to come."""
-        if self._message is None:
+        if self._message is None or self._discarded is not None:
             return 0
         return len(self._message) + (self._missing if self._opcode < CLOSE else 0)
+
+    @property
+    def head(self) -> bytes:
+        """The beginning of the unfinished message."""
+        return b"" if self._message is None else bytes(self._message[:KEPT_HEAD])
+
+    def discard(self) -> bytes:
+        """Keep no more of the unfinished message than its ends: an ``Oversize`` takes its place. Returns what is held.
+
+        All rules go on to bind it, the bound on its length too.
+        """
+        head = self.head
+        if self._message is not None and self._discarded is None:
+            self._discarded = len(self._message)
+            self._tail = bytes(self._message[KEPT_HEAD:][-KEPT_TAIL:])
+            self._message = bytearray(head)
+        return head
 
     def receive(self, data: bytes) -> list[Item]:
         """Everything that ``data`` completes, in order: bytes are one whole text message, valid UTF-8, unmasked.
@@ -201,7 +226,7 @@ class WsReceiver:
                 raise WsProtocolError(1002, "length not in its shortest form")
             if size >= 1 << 63:
                 raise WsProtocolError(1002, "length with its highest bit set")
-        if opcode < CLOSE and size + (0 if self._message is None else len(self._message)) > self.max_message:
+        if opcode < CLOSE and size + self._length > self.max_message:
             raise WsProtocolError(1009, "message too big")
         if available < header + 4:
             self._head = data[position:]
@@ -209,11 +234,20 @@ class WsReceiver:
 
         start = position + header
         self.frames += 1
+        if self.frames > self.most_frames:
+            raise WsProtocolError(1008, "too many frames a second")
         self._opcode, self._final, self._missing = opcode, final, size
         self._key = data[start : start + 4]
         if opcode == TEXT:
             self._message = bytearray()
         return self._payload(data, start + 4, items)
+
+    @property
+    def _length(self) -> int:
+        """Bytes so far of the unfinished message."""
+        if self._discarded is not None:
+            return self._discarded
+        return 0 if self._message is None else len(self._message)
 
     def _check_opcode(self, opcode: int, final: bool, size: int) -> None:
         if opcode >= CLOSE:
@@ -263,6 +297,16 @@ class WsReceiver:
                 raise WsProtocolError(1007, "not UTF-8")
         message = self._message
         assert message is not None  # noqa: S101 (for the type checker: _check_opcode saw to it)
+        if self._discarded is not None:
+            self._discarded += len(chunk)
+            room = KEPT_HEAD - len(message)
+            message += chunk[:room]
+            self._tail = (self._tail + chunk[max(0, room) :])[-KEPT_TAIL:]
+            if last:
+                items.append(Oversize(bytes(message), self._tail, self._discarded))
+                self._message = None
+                self._discarded = None
+            return
         message += chunk
         if last:
             items.append(bytes(message))

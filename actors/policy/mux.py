@@ -110,6 +110,11 @@ class Mux:
         """Whether messages pass: the handshake, where there is one, is done, and the upstream lives."""
         return self._instance.ready
 
+    @property
+    def held_bytes(self) -> int:
+        """Of messages that wait for the handshake."""
+        return self._instance.held_bytes
+
     def table_sizes(self) -> dict[str, int]:
         """How much is kept, by table; without sessions, nothing is."""
         return self._instance.table_sizes

@@ -77,6 +77,10 @@ class PrivateInstance:
         return not self._down
 
     @property
+    def held_bytes(self) -> int:
+        return 0
+
+    @property
     def table_sizes(self) -> dict[str, int]:
         return {
             "sessions": self.sessions,

@@ -180,6 +180,10 @@ class SharedInstance:
         return self._state == "ready"
 
     @property
+    def held_bytes(self) -> int:
+        return self._held_bytes
+
+    @property
     def table_sizes(self) -> dict[str, int]:
         return {
             "sessions": len(self._sessions),

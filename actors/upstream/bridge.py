@@ -27,6 +27,7 @@ from actors.audit_ring import AuditRing
 from ipc.context import Context
 from ipc.errors import ActorDown, MailboxFull
 from ipc.framing import DEFAULT_MAXIMUM
+from ipc.inflight import HELD, LARGE, open_account
 from ipc.mailbox import Delivery
 from ipc.messages import (
     Abandon,
@@ -43,6 +44,7 @@ from ipc.messages import (
     Outcomes,
     SessionLost,
     SettingsChanged,
+    Taken,
 )
 from ipc.settings import Upstream
 
@@ -102,6 +104,8 @@ class Bridge:
         self._context = context
         self._settings = context.settings
         self._counted: dict[str, int] = {}
+        self._account = open_account(context.ledger)
+        self._heavy = False  # what the servers' input holds is worth counting
         self._audit = AuditRing(
             context.address("audit"), context.name, AUDIT_CAPACITY, context.settings.audit_on_full
         )
@@ -151,6 +155,7 @@ class Bridge:
         finally:
             for stop in stops:
                 stop()
+            self._account.close()
 
     async def _obey(self, nursery: trio.Nursery) -> None:
         while True:
@@ -226,6 +231,8 @@ class Bridge:
                 case Forward(acceptor, session, call, envelope, raw):
                     self._check_incarnation(acceptor)
                     self._pool.forward((acceptor, session), call, envelope, raw, now)
+                    if len(raw) >= LARGE:
+                        self._took(acceptor, session, len(raw))
                 case Abandon(acceptor, session, call, reason):
                     self._pool.abandon((acceptor, session), call, reason, now)
                 case AttachSession():
@@ -241,6 +248,15 @@ class Bridge:
             log.exception("a client's message could not be handled")
             if isinstance(message, Forward) and message.envelope.kind == "request":
                 self.failed((message.acceptor, message.session), message.call, 502, "internal error", True, 0)
+
+    def _took(self, acceptor: str, session: int, size: int) -> None:
+        """A large message is this worker's to count now, out of MAX_INFLIGHT_BYTES; its acceptor need not any more."""
+        self._heavy = True
+        self._account.write(HELD, self._pool.held_bytes())
+        try:
+            self._context.address(acceptor).control(Taken(session, size))
+        except (ActorDown, MailboxFull):
+            self._count("untold: a message was taken")  # the acceptor gives its part up after a while
 
     def _attach(self, message: AttachSession) -> None:
         try:
@@ -389,6 +405,10 @@ class Bridge:
         """The end of a turn."""
         while self._unsent:
             self._unsent.pop().flush()
+        if self._heavy:
+            held = self._pool.held_bytes()
+            self._heavy = held >= LARGE
+            self._account.write(HELD, held if self._heavy else 0)
         if self._draining and (not self._pool.in_flight or not (self._children or self._links)):
             self._quiet.set()
         deadline = self._next_deadline()

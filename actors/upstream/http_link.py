@@ -92,6 +92,7 @@ class HttpLink(Link):
         self._nursery: trio.Nursery | None = None
         self._queue: deque[Post] = deque()
         self._queued_bytes = 0
+        self._started_bytes = 0  # of posts under way: until they are done they are held
         self._refused = False
         self._requests: dict[str | int | bytes, Post] = {}  # queued and under way
         self._under_way = 0  # posts, those that stay open left out
@@ -129,6 +130,10 @@ class HttpLink(Link):
         self._queued_bytes += len(raw)
         self._wake()
         return True
+
+    @property
+    def unsent(self) -> int:
+        return self._queued_bytes + self._started_bytes
 
     def _cancel(self, post: Post) -> bool:
         """Whether the cancellation has to be sent."""
@@ -184,6 +189,7 @@ class HttpLink(Link):
         post = self._queue[0]
         self._queue.popleft()
         self._queued_bytes -= len(post.raw)
+        self._started_bytes += len(post.raw)
         post.started = True
         if post.is_barrier:
             self._barrier = post
@@ -248,6 +254,8 @@ class HttpLink(Link):
         return connection
 
     def _done(self, post: Post) -> None:
+        if post.started:
+            self._started_bytes -= len(post.raw)
         if post.id and self._requests.get(id_key(post.id)) is post:
             del self._requests[id_key(post.id)]
         if self._barrier is post:

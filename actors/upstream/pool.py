@@ -277,6 +277,10 @@ class Pool:
         """Calls in flight or waiting, of all upstreams; those that stay open left out."""
         return sum(upstream.in_flight for upstream in self._upstreams.values())
 
+    def held_bytes(self) -> int:
+        """What all instances keep of their clients' messages, until their upstreams have them."""
+        return sum(slot.held_bytes() for upstream in self._upstreams.values() for slot in upstream.slots)
+
     def close_all(self, now: int | None = None) -> None:
         """End every instance. What is still in flight fails with 502 or 503."""
         self._draining = True

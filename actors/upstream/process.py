@@ -10,7 +10,9 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
 
 import attrs
@@ -24,6 +26,9 @@ from .descendants import Stat
 MAX_ERROR_LINE = 4096
 _ERROR_LINES_BURST = 200
 _ERROR_LINES_PER_S = 20
+
+_JOINED = 65_536  # bytes from which on a message isn't copied to get its line end
+_IOV_MAX = 64  # messages gathered in one write
 
 _CHUNK = 65_536  # a pipe's capacity (pipe(7)): no read returns more
 _TURN = 4 * _CHUNK  # bytes taken from one child before the other tasks run
@@ -94,7 +99,8 @@ class Child:
         self._pidfd = os.pidfd_open(self.pid)
         self._reader = LineReader(max_line=max_line, on_overflow="discard")
         self._max_buffer = max_buffer
-        self._out = bytearray()
+        self._out: deque[bytes | memoryview] = deque()
+        self._unsent = 0  # the sum of their lengths
         self._refused = False
         self._writable = trio.Event()
         self._running: trio.Event | None = None  # set when reading may go on; None while it does
@@ -115,30 +121,49 @@ class Child:
         """
         if self._asked_to_end or self._why:
             return False
-        if self._out and len(self._out) + len(raw) >= self._max_buffer:
+        if self._out and self._unsent + len(raw) >= self._max_buffer:
             self._refused = True
             return False
         if not self._out:
             self._events.unsent()
-        self._out += raw
-        self._out += b"\n"
+        if len(raw) < _JOINED:
+            self._out.append(raw + b"\n")
+        else:
+            self._out.append(raw)
+            self._out.append(b"\n")
+        self._unsent += len(raw) + 1
         return True
+
+    @property
+    def unsent(self) -> int:
+        return self._unsent
 
     def flush(self) -> None:
         """Write what can be written now."""
         out = self._out
         try:
             while out:
-                written = os.write(self._stdin, out if len(out) <= _TURN else out[:_TURN])
-                del out[:written]
+                self._wrote(os.writev(self._stdin, list(islice(out, _IOV_MAX))))
         except BlockingIOError:
             self._writable.set()
         except OSError:  # EPIPE: the other end is closed
             self._stop_reading("closed its input")
             return
-        if self._refused and len(out) <= self._max_buffer // 2:
+        if self._refused and self._unsent <= self._max_buffer // 2:
             self._refused = False
             self._events.room()
+
+    def _wrote(self, count: int) -> None:
+        out = self._out
+        self._unsent -= count
+        while out and count >= len(out[0]):
+            count -= len(out.popleft())
+        if count:
+            out[0] = memoryview(out[0])[count:]
+
+    def _drop_unsent(self) -> None:
+        self._out.clear()
+        self._unsent = 0
 
     def close(self) -> None:
         """End it: stdin first, then signals. Returns at once; ``closed`` comes when it is over."""
@@ -259,7 +284,7 @@ class Child:
 
     def _stop_reading(self, why: str) -> None:
         self._why = self._why or why
-        self._out.clear()
+        self._drop_unsent()
         self._reading.cancel()
 
     def _status(self) -> os.waitid_result | None:
@@ -324,7 +349,7 @@ class Child:
             descendants.send_signal(status.process, number)
 
     def _close_stdin(self) -> None:
-        self._out.clear()
+        self._drop_unsent()
         trio.lowlevel.notify_closing(self._stdin)
         with contextlib.suppress(OSError):
             self.popen.stdin.close()  # type: ignore[union-attr]

@@ -61,6 +61,10 @@ class Transport(Protocol):
     def close(self) -> None:
         """End it. Returns at once; ``Instance.closed`` may follow or not."""
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that it has taken and that are not with the upstream yet."""
+
 
 class PoolEvents(Protocol):
     """What a pool asks of its owner. None of these may raise, and only ``connect`` may call back into the pool."""
@@ -211,6 +215,7 @@ class Slot:
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
         self._up_since_ns = 0
         self._was_up = False
         self._attached: set[Hashable] = set()  # sessions that the multiplexer knows
@@ -228,7 +233,7 @@ class Slot:
         """A client's message. The pool has registered its call."""
         self.last_used_ns = now
         if self.state == "up":
-            if self._backlog and (message.envelope.kind == "request" or len(self._backlog) >= MAX_BACKLOG):
+            if self._backlog and (message.envelope.kind == "request" or self._backlog_full(message.raw)):
                 self._pool.refuse(message, "overloaded", OVERLOADED_RETRY_MS)
                 return
             self._forward(message, now)
@@ -319,7 +324,7 @@ class Slot:
         while self._backlog and self.instance is not None and self.instance.transport is not None:
             if not self.instance.transport.send(self._backlog[0]):
                 return
-            self._backlog.popleft()
+            self._backlog_bytes -= len(self._backlog.popleft())
 
     def tick(self, now: int) -> int:
         """Do what is due; when to come back."""
@@ -449,6 +454,7 @@ class Slot:
     def _release(self) -> None:
         instance, self.instance = self.instance, None
         self._backlog.clear()
+        self._backlog_bytes = 0
         if instance is not None:
             instance.release()
 
@@ -508,10 +514,21 @@ class Slot:
         if instance is None or instance.transport is None:
             return  # the run has just ended, and what was in flight has been answered
         if self._backlog or not instance.transport.send(raw):
-            if len(self._backlog) >= MAX_BACKLOG:
+            if self._backlog and self._backlog_full(raw):
                 self._pool.count("backlog full")
                 return
             self._backlog.append(raw)
+            self._backlog_bytes += len(raw)
+
+    def _backlog_full(self, raw: bytes) -> bool:
+        most = self._pool.settings.max_buffer_size
+        return len(self._backlog) >= MAX_BACKLOG or self._backlog_bytes + len(raw) > most
+
+    def held_bytes(self) -> int:
+        """What it keeps of its clients' messages, until the upstream has them."""
+        transport = self.instance.transport if self.instance is not None else None
+        unsent = transport.unsent if transport is not None else 0
+        return self._waiting_bytes + self._backlog_bytes + self.mux.held_bytes + unsent
 
     def _negotiate(self, version: str, now: int) -> None:
         told = self._negotiated if self._owner is None else self.key

@@ -151,6 +151,10 @@ class WsLink(Link):
         self._written.set()
         return True
 
+    @property
+    def unsent(self) -> int:
+        return self._queued_bytes
+
     # --- its tasks ------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
@@ -251,11 +255,11 @@ class WsLink(Link):
             self._written = trio.Event()
             while self._queue:
                 raw = self._queue.popleft()
-                self._queued_bytes -= len(raw)
                 with trio.move_on_after(self.settings.write_timeout_s) as patience:
                     await connection.send_message(raw.decode())
                 if patience.cancelled_caught:
                     return "the server does not read"
+                self._queued_bytes -= len(raw)
                 if self._refused and self._queued_bytes <= self.settings.max_buffer // 2:
                     self._refused = False
                     self.instance.room()

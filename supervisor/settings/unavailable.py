@@ -26,11 +26,5 @@ class Unavailable:
 
 
 ROWS: tuple[Unavailable, ...] = (
-    Unavailable(
-        "MAX_INFLIGHT_BYTES",
-        (268_435_456,),
-        "the limit over all connections is not in this release; MAX_BUFFER_SIZE bounds each of them",
-        refuse=False,
-    ),
     Unavailable("REDIS_ENABLED", (False,), "sharing through Valkey or Redis is not in this release; set it to false"),
 )

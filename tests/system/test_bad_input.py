@@ -228,7 +228,7 @@ async def test_too_large(start_gateway: Any, transport: str) -> None:
             await client.send(request("tools/call", {"name": "echo", "arguments": {"text": text + "y" * 400}}, id=b"2"))
         if transport == "tcp":
             refusal = json.loads(await client.next())
-            assert (refusal["id"], refusal["error"]["code"]) == (None, 413)
+            assert (refusal["id"], refusal["error"]["code"]) == (2, 413)
         else:
             with pytest.raises(ConnectionClosed) as closed:
                 await client.next()
