@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.policy.content import decoding, paths
@@ -69,6 +69,9 @@ def told(found: Verdict | None) -> list[tuple[str, str, str]]:
 
 
 @settings(max_examples=400)
+@example({"path": "\r/"})
+@example({"path": "\u2003/"})
+@example({"path": "\uff0fetc"})
 @given(PARAMS)
 def test_the_way_of_writing_does_not_change_the_verdict(params: dict[str, Any]) -> None:
     """A message with every character escaped is judged as the same one written plainly."""

@@ -137,6 +137,10 @@ _ESCAPED: Final = r"\\u(?:00|20|d[bB]40|ff|22)"  # of JSON, for what any detecto
 _DOTS: Final = (
     r"\.\.(?:\\?/|\\\\|;|\"|%)|\.\.\.\.|[\x{ff0e}\x{2024}\x{2025}]"  # a path that may climb
 )
+_BLANK: Final = (  # what is stripped from the front of a path; the rest of it is only ever written as an escape
+    r"[ \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|\\[nrtf]"
+)
+_SLASHES: Final = r"[\x{2044}\x{2215}\x{2216}\x{29f8}\x{fe68}\x{ff0f}\x{ff3c}]"  # folded into plain ones
 _NAMED_LINES: Final = r'(?:header|cookie|host|url|uri|subject|email|recipient|to|from|cc|bcc)s?"\s*:\s*[^{}:]*\\[nr]'
 
 
@@ -158,5 +162,5 @@ def suspicion(*, absolute: bool, fields: bool) -> PatternSet:
     triggers = [raw(pattern) for pattern in TEXT.values()]
     triggers += [ENCODED, _ESCAPED, _DOTS, r"\\[nr]" if fields else _NAMED_LINES]
     if absolute:
-        triggers.append(r'"(?:\\?/|[a-z]:|\\\\|~|file:)')
+        triggers.append(rf'"(?:{_BLANK})*(?:\\?/|[a-z]:|\\\\|~|file:|{_SLASHES})')
     return pattern_set(["(?:" + ")|(?:".join(triggers) + ")"], ignore_case=True)
