@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_only_what_is_ready_is_ready_again(manager: tuple[socket.socket, str]) -
 
 
 async def test_life_is_told_twice_in_the_managers_time(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
-    """WATCHDOG=1 at half of WATCHDOG_USEC; none while the look at the workers is overdue; again when it has caught up."""
+    """WATCHDOG=1 at half of WATCHDOG_USEC; none while the look at the workers is overdue; again once it isn't."""
     name = str(tmp_path / "notify")
     late = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -111,8 +112,11 @@ async def test_life_is_told_twice_in_the_managers_time(autojump_clock: trio.test
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-1"}, {"WATCHDOG_USEC": "²"}, {"WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}],
-)  # fmt: skip
+    [
+        *({}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-1"}, {"WATCHDOG_USEC": "²"}),
+        {"WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"},
+    ],
+)
 async def test_without_a_watchdog_of_ours_there_is_no_sign_of_life(more: dict[str, str], tmp_path: Path) -> None:
     """None is wanted, or from another process, or the variable makes no sense."""
     told = service(str(tmp_path / "notify"), **more)
@@ -127,7 +131,9 @@ def test_what_we_start_can_not_speak_for_us() -> None:
     assert environment == {"PATH": "/bin"}
 
 
-@pytest.mark.parametrize("name", ["", "relative", "@", "/", "vsock:2:1", "/nonexistent/notify", "@nobody-is-here-" + "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["", "relative", "@", "/", "vsock:2:1", "/nonexistent/notify", "@nobody-is-here-" + "x" * 200]
+)
 def test_a_manager_that_is_not_there_hurts_nobody(name: str) -> None:
     """Whatever NOTIFY_SOCKET says, and though nobody listens there."""
     told = service(name, WATCHDOG_USEC="1000000")
@@ -148,9 +154,9 @@ def test_what_found_no_room_comes_later(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
             flood.setblocking(False)
             flood.connect(name)
-            with pytest.raises(BlockingIOError):
-                while True:
-                    flood.send(b"x")
+            with suppress(BlockingIOError):
+                while flood.send(b"x"):
+                    pass
         told = service(name)
         told.ready("first")
         assert {b"".join(map(str.encode, lines)) for lines in heard(sock)} == {b"x"}
