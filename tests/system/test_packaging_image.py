@@ -205,7 +205,7 @@ def test_from_outside_there_are_figures_for_a_token_and_no_admin_api(container: 
 
 
 def test_a_stop_ends_everything(image: Image, tmp_path: Path) -> None:
-    """SIGTERM to PID 1, as ``docker stop`` sends it: exit code 0, nothing left, and the audit log says so."""
+    """SIGTERM to PID 1, as ``docker stop`` sends it: exit code 0, no error, nothing left, and the audit log says so."""
     with running(image, tmp_path) as container:
         ready(container)
         family = {pid: gateways.started(pid) for pid in gateways.descendants(container.process.pid)}
@@ -213,6 +213,8 @@ def test_a_stop_ends_everything(image: Image, tmp_path: Path) -> None:
         os.kill(container.init, signal.SIGTERM)
         assert container.process.wait(WITHIN) == 0, container.tail()
         assert not [pid for pid, start in family.items() if start and gateways.started(pid) == start]
+        container.until_said('"message": "stopped"')
+        assert not [line for line in container.log if '"level": "error"' in line or "traceback" in line]
         assert "gateway.stopped" in (tmp_path / "logs" / "security" / "security-audit.log").read_text()
 
 

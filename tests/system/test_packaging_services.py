@@ -51,7 +51,7 @@ def tool(name: str, package: str) -> str:
 
 
 def test_the_service_manager_hears_of_everything(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
-    """READY once every port is open, signs of life, RELOADING and READY around SIGHUP, STOPPING; workers know nothing."""
+    """READY once all is open, signs of life, RELOADING and READY around SIGHUP, STOPPING; workers know nothing."""
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
@@ -86,7 +86,7 @@ def test_the_service_manager_hears_of_everything(start_gateway: Callable[..., Ga
 def test_a_server_can_not_speak_for_the_gateway(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
     """A stdio server's environment has nothing of the service manager."""
     seen = tmp_path / "environment"
-    script = f"import os, pathlib, sys; pathlib.Path({str(seen)!r}).write_text(repr(dict(os.environ)))\nsys.stdin.read()"
+    script = f"import os, sys; open({str(seen)!r}, 'w').write(repr(dict(os.environ))); sys.stdin.read()"
     gateway = start_gateway(
         servers={"noted": {"command": sys.executable, "args": ["-c", script]}},
         environment={"NOTIFY_SOCKET": "@portcullis-nobody", "WATCHDOG_USEC": "60000000", "DRAIN_TIMEOUT_MS": "500"},
@@ -239,8 +239,9 @@ def nginx(directory: Path, gateway: Gateway, authority: Authority, *, by_stream:
         temporary = "".join(f"{kind}_temp_path {prefix}/{kind};" for kind in kinds)
         user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
         main = (
-            f"{user} load_module {STREAM_MODULE}; daemon off; pid {prefix}/pid;"
-            f" error_log {prefix}/error.log notice; events {{}} http {{ {temporary} include {prefix}/http.conf; }} stream {{ include {prefix}/stream.conf; }}"
+            f"{user} load_module {STREAM_MODULE}; daemon off; pid {prefix}/pid; error_log {prefix}/error.log notice;"
+            f" events {{}} http {{ {temporary} include {prefix}/http.conf; }}"
+            f" stream {{ include {prefix}/stream.conf; }}"
         )
         (prefix / "nginx.conf").write_text(main)
         words = [program, "-p", str(prefix), "-e", str(prefix / "error.log"), "-c", str(prefix / "nginx.conf")]
@@ -249,7 +250,8 @@ def nginx(directory: Path, gateway: Gateway, authority: Authority, *, by_stream:
         assert "[warn]" not in checked.stderr, checked.stderr
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            until(lambda: process.poll() is not None or (accepts(https) and accepts(tls)), "for nginx")  # noqa: B023
+            listening = prefix / "pid"  # written when all is bound
+            until(lambda: process.poll() is not None or listening.exists(), "for nginx")  # noqa: B023
             if process.poll() is None:
                 yield {"https": https, "tls": tls}
                 return
@@ -265,11 +267,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def connected(port: int, authority: Authority, source: str) -> ssl.SSLSocket:
