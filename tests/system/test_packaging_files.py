@@ -16,6 +16,7 @@ from linters import linter, yaml
 from requirement import need
 
 from ipc.settings import Settings
+from supervisor.settings.variables import BY_NAME
 
 OPS = ROOT / "ops"
 COMPOSE = OPS / "container" / "compose.yaml"
@@ -202,3 +203,33 @@ def test_hooks_are_for_a_plain_shell(path: Path) -> None:
     assert os.access(path, os.X_OK)
     assert path.read_text().startswith("#!/bin/sh\n")
     check("/bin/sh", "-n", path)
+
+
+DOCUMENT = OPS / "docs" / "deployment.md"
+
+
+def commands() -> list[str]:
+    """The commands of the document, without their prompts."""
+    blocks = re.findall(r"^```console\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert all(line.startswith("$ ") for line in lines), "nothing but commands"
+    return [line[2:] for line in lines]
+
+
+def test_the_documents_commands_are_commands() -> None:
+    """The shell parses every one; every file of the tree that it names is there."""
+    for command in commands():
+        check("/bin/sh", "-n", "-c", command)
+        for path in re.findall(r"(?<![\w/])(?:ops/[\w./-]+|\.env\.example)", command):
+            assert (ROOT / path).exists() or path == "ops/container/secrets", path
+
+
+def test_the_documents_figures_and_settings_are_true() -> None:
+    """Variables that it names exist; files that it says to install go where they say of themselves that they belong."""
+    text = DOCUMENT.read_text()
+    known = {*BY_NAME, "MCP_CONFIG"}
+    for name in re.findall(r"`([A-Z][A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", text):
+        assert name in known or name.removesuffix("_FILE") in known, name
+    for command in commands():
+        if match := re.match(r"install -m \d+ (ops/\S+) (/etc/(?:logrotate|nginx|letsencrypt|sysusers)\S+)", command):
+            assert match[2] in (ROOT / match[1]).read_text()[:400], command

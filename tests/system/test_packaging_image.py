@@ -139,8 +139,19 @@ def test_it_runs_within_its_limits(container: Container) -> None:
         assert container.execute("touch", path).returncode != 0, path
 
 
-def test_the_guides_commands_work(container: Container) -> None:
-    """As ``docker exec`` runs them: on PATH, and without an option."""
+GUIDE = (ROOT / "ops" / "docs" / "deployment.md").read_text()
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\$ docker compose exec gateway (.*)$", GUIDE, re.MULTILINE))
+def test_the_guides_commands_work(container: Container, command: str) -> None:
+    """Every ``docker compose exec gateway …`` of the document, as it stands there."""
+    if command.startswith("node"):
+        need(shutil.which("node"), "node is not installed (Debian: apt-get install nodejs)")
+    assert container.said("sh", "-c", command)
+
+
+def test_what_the_commands_say(container: Container) -> None:
+    """On PATH, and without an option."""
     assert "gateway" in container.said("mcp-health")
     assert isinstance(json.loads(container.said("mcp-connections", "--json")), list)
     assert "gateway.started" in container.said("mcp-security-audit")
