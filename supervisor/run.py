@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -16,7 +17,7 @@ import trio
 from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates, ReopenLog
 from ipc.settings import Settings
 
-from . import kernel, listeners, logs, ready, reload
+from . import kernel, listeners, logs, ready, reload, sd_notify
 from .journal import Details
 from .settings.load import Loaded
 from .settings.problems import ConfigurationError
@@ -37,6 +38,9 @@ _PORT_PATIENCE_S = 2.0
 
 _PORT_LOOK_S = 0.05
 
+_STOP_EXTRA_MS = 15_000
+"""What a stop may take beyond its drain: workers end one after the other, each by its own deadline."""
+
 
 class Gateway:
     """The supervisor's own part: what signals and operators ask for, and what is said at the start and the end."""
@@ -55,6 +59,7 @@ class Gateway:
         self._source = source
         self._stops = 0
         self._signal = 0
+        self._service = sd_notify.of_environment(os.environ)
         self._spawner = Spawner(
             log_level=settings.log_level, as_json=logs.as_json(settings), search_path=table.search_path
         )
@@ -75,10 +80,14 @@ class Gateway:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._obey, signals)
                     nursery.start_soon(self._announce)
+                    nursery.start_soon(self._service.keep_alive, self._tree.lateness_ns)
                     await self._tree.run()
                     nursery.cancel_scope.cancel()
         finally:
             self._spawner.close()
+            if self._tree.failed:
+                self._service.status(f"the first start failed: {self._tree.failed}")
+            self._service.close()
             if self._settings.ready_file:
                 ready.remove_ready_file(self._settings.ready_file)
         if self._stops > 1:
@@ -114,12 +123,17 @@ class Gateway:
         self._signal = number
         if self._stops == 1:
             log.info("draining for up to %d ms; a second signal ends at once", self._settings.drain_timeout_ms)
+            self._service.stopping("draining", self._settings.drain_timeout_ms + _STOP_EXTRA_MS)
             self._tree.drain()
         else:
             log.warning("ending at once")
             self._tree.kill()
 
     def _reload(self) -> Done:
+        with self._service.reloading():
+            return self._reloaded()
+
+    def _reloaded(self) -> Done:
         """Read the configuration and the certificates anew; whatever is wrong with any of it leaves all as it is."""
         try:
             loaded = self._source.read()
@@ -169,7 +183,9 @@ class Gateway:
                 ready.write_ready_file(self._settings.ready_file, self._opened.ports)
             except OSError as error:
                 log.warning("READY_FILE %s can't be written: %s", self._settings.ready_file, error)
-        log.info("%s", ready.ready_line(self._opened.ports, self._settings.state_dir))
+        line = ready.ready_line(self._opened.ports, self._settings.state_dir)
+        log.info("%s", line)
+        self._service.ready(line)
         text = ready.banner(self._settings, self._opened.ports, self._generated)
         if text:
             # Not a log record: it has to be copied as it stands, and must not end up where logs are kept.

@@ -173,6 +173,10 @@ class WorkerTree:
         """A child has ended: collect it if it is nobody's."""
         reaper.reap_unknown(self._attended)
 
+    def lateness_ns(self) -> int:
+        """By how much the look at the workers' heartbeats is overdue, which is this process's own sign of life."""
+        return max(0, time.monotonic_ns() - self._judge.looked_ns - self._judge.interval_ns)
+
     @property
     def pids(self) -> dict[str, int]:
         return {name: member.process.pid for name, member in self._members.items()}
