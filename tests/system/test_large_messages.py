@@ -197,7 +197,7 @@ async def test_the_validator_is_killed_in_the_middle(start_gateway: Any, times: 
 
     await until(lambda: validator() > 0, gateway)
     # A forbidden key behind millions of numbers: to say where it stands takes the validator a second and more.
-    hard = b'{"jsonrpc":"2.0","id":"v","method":"m","params":{"a":[%s0],"__proto__":1}}' % (b"0," * 5_000_000)
+    hard = b'{"jsonrpc":"2.0","id":"v","method":"m","params":{"a":[%s0],"__proto__":1}}' % (b"0," * 2_500_000)
     async with (
         raw_client(gateway, ws=False) as client,
         raw_client(gateway, ws=True) as behind,
@@ -217,7 +217,10 @@ async def test_the_validator_is_killed_in_the_middle(start_gateway: Any, times: 
         answer = await client.answer()
         assert answer["id"] == "v"
         if times == 1:
-            if answer["error"]["code"] == 503:  # the machine is so slow that its time was up
+            for _ in range(3):
+                if answer["error"]["code"] != 503:
+                    break
+                # The machine is so slow that its time was up.
                 assert answer["error"]["data"]["reason"] == "policy actor down"
                 await client.send(hard)
                 answer = await client.answer()

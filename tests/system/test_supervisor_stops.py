@@ -211,7 +211,7 @@ def test_an_operator_drains_through_the_admin_actor() -> None:
     with supervised() as gateway:
         reload = gateway.ask("tell", "admin", "reload")
         assert reload["ok"]
-        assert reload["detail"] == "changed: nothing"
+        assert reload["detail"].startswith("changed: ")
         with suppress(ConnectionError):  # the edge may end before the answer is back
             assert gateway.ask("tell", "admin", "drain")["ok"]
         assert gateway.ended() == 0
