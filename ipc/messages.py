@@ -252,6 +252,15 @@ class Authenticate(Message, frozen=True):
     peer_ip: str
     peer_port: int = 0
     connection: str = ""  # its public name, for the audit log
+    again: bool = False  # it bears a grant already
+
+
+class AuthenticateAdmin(Message, frozen=True):
+    """Who wants to use the admin API with this token? Answered with Grant (of its scopes one is ``admin``) or Refused
+    (auth, forbidden, unavailable)."""
+
+    token: str
+    peer_ip: str
 
 
 class Grant(Message, frozen=True):
@@ -279,6 +288,7 @@ class IssueTicket(Message, frozen=True):
 
     credential: str
     peer_ip: str
+    scheme: Literal["token", "certificate"] = "token"
 
 
 class Ticket(Message, frozen=True):

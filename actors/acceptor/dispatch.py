@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from actors.policy import eras, jsonrpc, pipeline
 from actors.policy.jsonrpc import Refusal
+from actors.policy.own_methods import SESSION_METHODS, is_own
 from ipc.messages import Envelope, Refused
 from ipc.settings import Settings
 
 from .connection import RETRY_MS, Call, Connection, Item, Stage
 from .large import LARGE_BYTES
 from .lines import LineReader, LineTooLong
-from .login import SESSION_METHODS
 from .ws import Close, Ping, Pong, WsProtocolError, WsReceiver, encode_close, encode_pong
 
 if TYPE_CHECKING:
@@ -191,6 +191,9 @@ class Dispatch:
             return True
         if envelope.kind == "request" and envelope.method in SESSION_METHODS:
             self.hub.login.session_method(connection, item, envelope)
+            return True
+        if envelope.kind != "response" and is_own(envelope.method):
+            self.hub.login.not_forwarded(connection, item, envelope)
             return True
         if not item.stamps & pipeline.AUTHORISATION and not self.hub.authorising.allows(connection, item, envelope):
             return True
