@@ -77,6 +77,11 @@ def read_admin_token(path: Path) -> str:
     return _read(path, "ADMIN_TOKEN")
 
 
+def read_jwt_secret(path: Path) -> str:
+    """The key in that file. Raises as ``read_admin_token`` does."""
+    return _read(path, "JWT_SECRET")
+
+
 def _read(path: Path, name: str) -> str:
     # O_NONBLOCK: opening must not wait for the other end of something that is no regular file.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
