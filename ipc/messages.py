@@ -618,7 +618,7 @@ AnyMessage = (
     | Admit | Admitted | Refused | Released | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport
-    | Authenticate | Grant | IssueTicket | Ticket | Revoked
+    | Authenticate | AuthenticateAdmin | Grant | IssueTicket | Ticket | Revoked
     | Revalidate | Lapsed | SessionsUsed
     | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession
     | RevokeTokens | ListSessions | EndSession
