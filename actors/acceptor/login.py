@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 STRANGERS: Final = 8  # messages before authentication that may not be sent then, until the connection is closed
 INTRODUCTIONS: Final = 32  # and those that may: a handshake and some pings, not a flood
 _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
-LOGINS_A_SECOND: Final = 10  # of one connection: they cost its budget nothing, but auth and the audit log something
+# Of one connection, that succeed: they cost its budget nothing, but auth and the audit log something. Those that fail
+# are held against it as it is, and are told that they failed.
+LOGINS_A_SECOND: Final = 10
 
 
 class _Refresh(msgspec.Struct):
@@ -126,6 +128,7 @@ class Login:
         connection.login_id = b""
         if connection.stage >= Stage.CLOSING:
             return
+        connection.second_logins += isinstance(reply, Grant)
         if not isinstance(reply, Grant):
             self.fail(connection, id, reply)
         elif self.hub.blocklist.refuses_principal(reply):
@@ -164,8 +167,7 @@ class Login:
         if self.hub.now - connection.login_second_ns >= 1_000_000_000:
             connection.login_second_ns = self.hub.now
             connection.second_logins = 0
-        connection.second_logins += 1
-        return connection.second_logins > LOGINS_A_SECOND
+        return connection.second_logins >= LOGINS_A_SECOND
 
     def not_forwarded(self, connection: Connection, item: Item, envelope: Envelope) -> None:
         """A method of ours as a notification, or misspelt: it may hold a credential, which is no server's business."""

@@ -79,7 +79,7 @@ async def test_authenticating_over_and_over_is_bounded(start_gateway: Any) -> No
         answers = [json.loads(await client.next()) for _ in range(many)]
         accepted = sum("result" in answer for answer in answers)
         refused = [answer["error"] for answer in answers if "error" in answer]
-        assert 0 < accepted < many / 2
+        assert 9 <= accepted < many / 2
         assert {error["code"] for error in refused} == {429}
         assert all(error["data"]["retryAfterMs"] > 0 for error in refused)
         assert "result" in await client.call("ping")
