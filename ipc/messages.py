@@ -262,6 +262,15 @@ class Authenticate(Message, frozen=True):
     peer_ip: str
     peer_port: int = 0
     connection: str = ""  # its public name, for the audit log
+    again: bool = False  # it bears a grant already
+
+
+class AuthenticateAdmin(Message, frozen=True):
+    """Who wants to use the admin API with this token? Answered with Grant (of its scopes one is ``admin``) or Refused
+    (auth, forbidden, unavailable)."""
+
+    token: str
+    peer_ip: str
 
 
 class Grant(Message, frozen=True):
@@ -289,6 +298,7 @@ class IssueTicket(Message, frozen=True):
 
     credential: str
     peer_ip: str
+    scheme: Literal["token", "certificate"] = "token"
 
 
 class Ticket(Message, frozen=True):
@@ -668,7 +678,7 @@ AnyMessage = (
     | Admit | Admitted | Refused | Released | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport | Recall
-    | Authenticate | Grant | IssueTicket | Ticket | Revoked
+    | Authenticate | AuthenticateAdmin | Grant | IssueTicket | Ticket | Revoked
     | Revalidate | Lapsed | SessionsUsed
     | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession
     | RevokeTokens | ListSessions | EndSession

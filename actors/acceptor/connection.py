@@ -127,6 +127,8 @@ class Connection:
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
     login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
     failed_logins: int = 0
+    login_second_ns: int = 0  # when the second began in which ``second_logins`` succeeded
+    second_logins: int = 0
     introductions: int = 0  # messages before authentication, of any kind
     strangers: int = 0  # messages before authentication that nobody may send then
     early_version: str = ""  # initialised before authentication, at this protocol version

@@ -481,6 +481,7 @@ class Entry:
                 peer_ip=connection.peer_ip,
                 peer_port=connection.peer_port,
                 connection=self.hub.public_id(connection),
+                again=connection.grant is not None,
             ),
             deadline,
             functools.partial(self.hub.step, connection, decided),

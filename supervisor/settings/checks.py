@@ -14,7 +14,7 @@ import attrs
 
 from ipc.settings import ANY, Settings
 
-from . import secrets, tls_files
+from . import key_file, secrets, tls_files
 from .problems import Problem
 from .unavailable import ROWS
 from .variables import VARIABLES, Variable
@@ -122,6 +122,10 @@ def _outside_issuer(subject: Subject) -> Iterator[Finding]:
         yield subject.error("jwt_jwks_issuer", "is JWT_ISSUER; the outside issuer needs a name of its own")
     if "|" in settings.jwt_jwks_issuer:
         yield subject.error("jwt_jwks_issuer", "must not hold a |, which parts it from the subject in principals")
+    if settings.jwt_jwks_file:
+        flaw = key_file.flaw(settings.jwt_jwks_file, settings.jwt_jwks_algorithms)
+        if flaw:
+            yield subject.error("jwt_jwks_file", flaw)
 
 
 def _listeners(subject: Subject) -> Iterator[Finding]:

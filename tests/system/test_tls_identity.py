@@ -119,6 +119,8 @@ async def test_a_live_connection_ends_with_its_certificate(start_gateway: Any, a
                     await client.receive()
                 except (EOFError, trio.BrokenResourceError):
                     break
+    assert datetime.now(UTC) >= soon  # and not before
+    await until(lambda: any(e["event"] == "session.expired" for e in audited(gateway)), gateway)
 
 
 async def test_certificates_are_replaced_under_live_connections(start_gateway: Any, authority: Authority) -> None:
