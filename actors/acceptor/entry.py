@@ -19,11 +19,12 @@ from actors.policy.client_key import client_key
 from actors.policy.origin import host_allowed, origin_allowed
 from actors.policy.rate_headers import Quota, retry_after
 from ipc.address import Reply
-from ipc.errors import ActorDown
+from ipc.errors import ActorDown, MailboxFull
 from ipc.messages import (
     Admit,
     Admitted,
     Authenticate,
+    Established,
     Grant,
     OffenceKind,
     Refused,
@@ -82,6 +83,7 @@ class Entry:
         self.auth = Patience(self.auth_address, hub.post)
         self.endpoints = AuthEndpoints(hub)
         self.released: list[int] = []
+        self.established: list[int] = []
 
     @property
     def settings(self) -> Settings:
@@ -119,15 +121,25 @@ class Entry:
         if self.hub.draining_until_ns:
             self.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
             return
-        if len(self.hub.connections) > self.most:
+        if len(self.hub.connections) - len(self.hub.farewells) > self.most:
             self.refuse(connection, Refused(reason="limit", retry_after_ms=RETRY_MS))
             return
         self.hub.arrivals.begin(connection)
 
     def ask_admission(self, connection: Connection) -> None:
         """Its address is known as far as can be: ask the limiter for a place."""
+        now = self.hub.now
+        connection.ripe_ns = connection.ripe_ns or now + (connection.entry_deadline_ns - now) // 2
         self.limiter.ask(
-            Admit(self.hub.name, connection.session, connection.listener, connection.key, connection.exempt),
+            Admit(
+                self.hub.name,
+                connection.session,
+                connection.listener,
+                connection.key,
+                connection.exempt,
+                self.hub.blocklist.is_trusted(connection.peer_ip),
+                connection.ripe_ns,
+            ),
             connection.entry_deadline_ns,
             functools.partial(self.hub.step, connection, self._admitted),
         )
@@ -178,19 +190,43 @@ class Entry:
     def _resync(self) -> None:
         """A new limiter must know every connection that it counts before it admits another one."""
         self.released.clear()
-        live = [(c.session, c.listener, c.key) for c in self.hub.connections.values() if c.admitted]
+        self.established.clear()
+        live = [(c.session, c.listener, c.key, c.ripe_ns) for c in self.hub.connections.values() if c.admitted]
         with contextlib.suppress(ActorDown):  # its next incarnation brings us here again
             self.hub.limiter.control(Resync(self.hub.name, live))
 
+    def vacate(self, connection: Connection) -> None:
+        """It needs its place no more: it has ended, or only lingers."""
+        if connection.admitted:
+            connection.admitted = False
+            self.released.append(connection.session)
+
     def report(self, now: int) -> None:
         """Tell the limiter which connections ended, and answer questions that waited too long."""
-        if self.released:
-            released, self.released = self.released, []
-            with contextlib.suppress(ActorDown):  # a new limiter is told by Resync, which no longer names them
-                self.hub.limiter.control(Released(self.hub.name, released))
+        self.released = self._told(Released, self.released)
+        self.established = self._told(Established, self.established)
         self.hub.budget.report(now)
         self.limiter.expire(now)
         self.auth.expire(now)
+
+    def evict(self, sessions: Iterable[int]) -> None:
+        """The limiter needs places for others. Who has authenticated meanwhile keeps its own, and it has been told."""
+        for session in sessions:
+            connection = self.hub.connections.get(session)
+            if connection is not None and connection.stage < Stage.OPEN:
+                self.hub.step(connection, self.refuse, Refused("limit", RETRY_MS, "room"))
+
+    def _told(self, what: type[Released | Established], sessions: list[int]) -> list[int]:
+        """Tell the limiter of these; returns those that it has still to be told of, because it is busy."""
+        if not sessions:
+            return sessions
+        try:
+            self.hub.limiter.control(what(self.hub.name, sessions))
+        except MailboxFull:
+            return sessions
+        except ActorDown:
+            pass  # a new limiter is told by Resync how it stands
+        return []
 
     # --- refusals --------------------------------------------------------------------------------------------
 
@@ -506,6 +542,8 @@ class Entry:
     def opened(self, connection: Connection, grant: Grant, upstream: str) -> None:
         """The connection bears a grant from now on."""
         connection.stage = Stage.OPEN
+        connection.ripe_ns = 0
+        self.established.append(connection.session)
         connection.grant = grant
         connection.authenticated = connection.presented
         self.hub.budget.join(grant.limit_keys)
@@ -549,6 +587,8 @@ def _reason(refused: Refused) -> str:
 
 def _detail(refused: Refused) -> str:
     if refused.reason == "limit":  # whose detail says which limit
+        if refused.detail == "room":
+            return "too many connections, and this one has not authenticated for a while"
         return f"too many connections{' from this address' if refused.detail == 'address' else ''}"
     return refused.detail or {
         "block": "this address is blocked",
@@ -565,6 +605,6 @@ def _upstream_of(path: str) -> str:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     _Decided = Callable[[Connection, Reply], None]

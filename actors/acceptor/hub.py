@@ -38,6 +38,7 @@ from ipc.messages import (
     Disconnect,
     Done,
     Drain,
+    Evict,
     GatewayStatus,
     ListenersChanged,
     OffenceKind,
@@ -57,6 +58,7 @@ from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
 from .dispatch import Dispatch
 from .entry import Entry
+from .farewells import Farewells
 from .handshakes import Handshakes
 from .http import HeadReader
 from .large import LargeMessages
@@ -139,6 +141,7 @@ class Hub:
         )
         self.counts: dict[str, int] = {}
         self.deadlines = Deadlines(self)
+        self.farewells = Farewells()
         self.budget = Budget(self)
         self.blocklist = Blocklist(self)
         self.misdeeds = Misdeeds(self)
@@ -423,7 +426,11 @@ class Hub:
 
     def _linger(self, connection: Connection) -> None:
         """All is written. Closing with unread input would reset the connection and destroy the answer on its way to
-        the peer (RFC 1122 §4.2.2.13), so send FIN and read the rest away for a bounded while."""
+        the peer (RFC 1122 §4.2.2.13), so send FIN and read the rest away for a bounded while. Its place is free."""
+        self.entry.vacate(connection)
+        if not self.farewells.begin(connection):
+            self.close_now(connection, "closed")
+            return
         connection.linger_until_ns = self.now + LINGER_NS
         self.deadlines.by(connection, connection.linger_until_ns)
         try:
@@ -458,8 +465,8 @@ class Hub:
         connection.sock.close()
         connection.out.clear()
         self.connections.pop(connection.session, None)
-        if connection.admitted:
-            self.entry.released.append(connection.session)
+        self.farewells.end(connection)
+        self.entry.vacate(connection)
 
     def _leave(self, connection: Connection, reason: str, *, audited: bool = False) -> None:
         if connection.stage is Stage.OPEN and not audited:
@@ -505,6 +512,8 @@ class Hub:
                     self._drain(deadline)
                 case Describe():
                     delivery.reply(Description(data=describe.acceptor(self)))
+                case Evict(sessions=sessions):
+                    self.entry.evict(sessions)
                 case Disconnect(connection=public):
                     delivery.reply(self._disconnect(public))
                 case _ if self.blocklist.delivered(message):
