@@ -62,7 +62,7 @@ class ListenersChanged(Message, frozen=True):
 
 
 class ReloadCertificates(Message, frozen=True):
-    """The files of the TLS settings have changed, and the new ones are good: use them for handshakes from now on."""
+    """``Context.tls`` was read anew, and is good: use it for handshakes from now on."""
 
 
 class SettingsChanged(Message, frozen=True):

@@ -47,12 +47,12 @@ class Handshakes:
     """Everything here runs in the hub's turn, except ``Tls.step``."""
 
     def __init__(self, hub: Hub) -> None:
-        """Raises TlsUnusable when TLS is on and its files can't be used: without them nothing is served."""
+        """Raises TlsUnusable when TLS is on and can't be served: then nothing is."""
         self._hub = hub
-        # Kept for a hub that is restarted in this process: it needs no files, which may be bad by now.
+        # Kept for a hub that is restarted in this process, for its memory of sessions.
         contexts: Contexts | None = hub.context.keep.get("tls")
         if contexts is None and hub.settings.ssl_enabled:
-            contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
+            contexts = hub.context.keep["tls"] = self._made()
         self._contexts = contexts
         self._threads = trio.CapacityLimiter(THREADS)
         self.configure()
@@ -66,17 +66,23 @@ class Handshakes:
         return Tls() if self._contexts is not None else None
 
     def reload(self) -> None:
-        """Take what the files hold now, for handshakes from now on. If they can't be used all stays as it is."""
+        """Take what the context holds now, for handshakes from now on. If it can't be used all stays as it is."""
         hub = self._hub
         if self._contexts is None:
             return
         try:
-            self._contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
+            self._contexts = hub.context.keep["tls"] = self._made()
         except TlsUnusable as error:
             log.error("the certificates were not reloaded, the old ones stay: %s", error)  # noqa: TRY400 - no fault of ours
             self._record("config.refused", str(error))
         else:
             log.info("new TLS handshakes use the certificates as they are now")
+
+    def _made(self) -> Contexts:
+        material = self._hub.context.tls
+        if material is None:
+            raise TlsUnusable("ssl_cert_path", "was not handed to this worker")
+        return tls_context.contexts(self._hub.settings, material)
 
     def _record(self, event: str, reason: str) -> None:
         hub = self._hub
