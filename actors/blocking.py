@@ -40,7 +40,7 @@ from ipc.messages import (
 
 from .audit_ring import AuditRing
 from .block_store import BlockStore
-from .policy.address_set import AddressSet, canonical
+from .policy.address_set import AddressSet
 from .policy.blocks import PRINCIPAL, Block, Blocks
 from .policy.client_key import client_key
 from .policy.scoring import OFFENCES, Forgiven, ScoreRecord, Scoring, ScoringRule
@@ -170,8 +170,8 @@ class Blocking:
         lasts_ms = message.lasts_ms or self.blocks.duration_ms
         if not 0 < lasts_ms <= LONGEST_OPERATORS_MS:
             return Done(False, "a block lasts between a millisecond and ten years")
-        if self._is_trusted(message.target):
-            return Done(False, "this is one of TRUSTED_PROXIES, which are never blocked")
+        if self._is_trusted(key):
+            return Done(False, f"{key.removeprefix('ip:')} holds one of TRUSTED_PROXIES, which are never blocked")
         block = self.blocks.block_by_operator(key, _wall_ms(), lasts_ms)
         if block is None:
             return Done(False, "too many blocks are in force")
@@ -205,8 +205,12 @@ class Blocking:
         except ValueError:
             raise ValueError("neither an IP address nor principal:NAME") from None
 
-    def _is_trusted(self, target: str) -> bool:
-        return not target.startswith(PRINCIPAL) and canonical(target) in self._trusted
+    def _is_trusted(self, key: str) -> bool:
+        """Whether a block of this key would be one of a trusted proxy, too: an IPv6 address is blocked by its /64."""
+        if key.startswith(PRINCIPAL) or not self._trusted:
+            return False
+        address, _, bits = key.removeprefix("ip:").partition("/")
+        return self._trusted.meets(f"{address.partition('%')[0]}/{bits}" if bits else address)
 
     def _listing(self, message: ListBlocks) -> BlockListing:
         now_ms = _wall_ms()

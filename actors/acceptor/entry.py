@@ -121,7 +121,8 @@ class Entry:
         if self.hub.draining_until_ns:
             self.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
             return
-        if len(self.hub.connections) - len(self.hub.farewells) > self.most:
+        # Those that linger, and those whose client isn't known yet, have bounds of their own.
+        if len(self.hub.connections) - len(self.hub.farewells) - len(self.hub.prefaces) > self.most:
             self.refuse(connection, Refused(reason="limit", retry_after_ms=RETRY_MS))
             return
         self.hub.arrivals.begin(connection)
@@ -259,7 +260,7 @@ class Entry:
     def timed_out(self, connection: Connection) -> None:
         """The connection's time to handshake or to authenticate is over."""
         if connection.preface is not None:
-            self.hub.prefaces.malformed(connection, "no PROXY header in time")
+            self.hub.prefaces.timed_out(connection)
         elif connection.waiting_for in ("limiter", "auth") or connection.admitted is None:
             self.refuse(connection, Refused(reason="unavailable", detail="policy actor down"))
         elif connection.tls is not None and connection.tls.handshaking:

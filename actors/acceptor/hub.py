@@ -466,6 +466,7 @@ class Hub:
         connection.out.clear()
         self.connections.pop(connection.session, None)
         self.farewells.end(connection)
+        self.prefaces.forget(connection)
         self.entry.vacate(connection)
 
     def _leave(self, connection: Connection, reason: str, *, audited: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The certificates that were judged good are served on, whatever becomes of their files, until a reload takes others."""
+"""Certificates that were judged good are served on, whatever becomes of their files, until a reload takes others."""
 
 from __future__ import annotations
 
