@@ -189,6 +189,7 @@ class Blocking:
         self._record(Forgiven(key))
         self._write(key, None)
         if lifted is None:
+            self._tell(Unblocked([key]))  # auth may have counted failures that led to no block
             return Done(False, "no block of this address or principal is in force")
         self._lifted([lifted], "operator")
         self._waiting.append((delivery, Done(True, key)))

@@ -142,6 +142,7 @@ class Limiter:
         self.alarm = Alarm()
         self.draining = False
         self._acceptors: dict[str, _Acceptor] = {}
+        self._auth = _Acceptor(context.address("auth"))  # is told of blocks, too
         self._parked: deque[tuple[int, Delivery]] = deque()
         self._newcomers: list[_Newcomer] = []  # in the order of their coming; each has one that leaves for it
         self._records: list[Record] = []
@@ -174,6 +175,7 @@ class Limiter:
         with ExitStack() as stack:
             for name in self.context.peers("acceptor"):
                 stack.callback(self._watch(name))
+            stack.callback(self._auth.address.watch(lambda _incarnation: self.alarm.ring()))
             self._stops = stack.pop_all()
         return self._stops.close
 
@@ -207,6 +209,16 @@ class Limiter:
             self.blocking.acceptor_down(name)
         self._record(self.leases.gone(name, incarnation, time.monotonic_ns()))
 
+    def _follow_auth(self) -> None:
+        incarnation = self._auth.address.incarnation
+        if incarnation == self._auth.incarnation:
+            return
+        self._auth.incarnation = incarnation
+        if incarnation:
+            self.blocking.acceptor_up("auth", self._auth.address)
+        else:
+            self.blocking.acceptor_down("auth")
+
     # --- one turn
 
     def serve(self, batch: Iterable[Delivery]) -> None:
@@ -214,6 +226,7 @@ class Limiter:
         now = time.monotonic_ns()
         for name in self._acceptors:  # their watches may not have been called yet
             self._follow(name)
+        self._follow_auth()
         for delivery in batch:
             self._take(delivery, now)
         self._recount(now)
@@ -223,6 +236,7 @@ class Limiter:
     def tick(self) -> None:
         """What happens by the clock: overdue leases, parked questions, idle keys."""
         now = time.monotonic_ns()
+        self._follow_auth()
         self._record(self.leases.overdue(now))
         self._recount(now)
         if now >= self._next_sweep:

@@ -268,6 +268,7 @@ class Authenticate(Message, frozen=True):
     peer_ip: str
     peer_port: int = 0
     connection: str = ""  # its public name, for the audit log
+    principal: str = ""  # whom the connection has authenticated as before: a failure is then on that account
 
 
 class Grant(Message, frozen=True):

@@ -509,6 +509,7 @@ class Entry:
         connection.waiting_for = "auth"
         connection.presented = credential is not ANONYMOUS
         connection.revocations_seen = self.hub.revocation.seen
+        bears = connection.grant if connection.authenticated else None
         deadline = max(connection.entry_deadline_ns, self.hub.now + self.settings.handshake_timeout_ms * 1_000_000)
         self.auth.ask(
             Authenticate(
@@ -518,6 +519,7 @@ class Entry:
                 peer_ip=connection.peer_ip,
                 peer_port=connection.peer_port,
                 connection=self.hub.public_id(connection),
+                principal=bears.principal if bears is not None else "",
             ),
             deadline,
             functools.partial(self.hub.step, connection, decided),
