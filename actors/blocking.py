@@ -105,6 +105,7 @@ class Blocking:
         self._to_write = trio.Event()
         self._waiting: list[tuple[Delivery, Done]] = []  # operators' answers, for when ``_unwritten`` is written
         self._said_full = False
+        self._said_evicting = False
 
     def restore(self, kept: Iterable[Block]) -> None:
         """After the journal was read: bring blocks back, and block whom the last incarnation was about to block.
@@ -156,11 +157,12 @@ class Blocking:
             block = self.blocks.block(key, now_ms, reason)
             if block is not None:
                 self._enforced(block)
+                self._evicted()
             elif self.blocks.get(key, now_ms) is not None:
                 self._record(Forgiven(key))  # the block is there, only this had not been noted
             elif not self._said_full:
                 self._said_full = True
-                log.error("%d addresses are blocked, more than that is not kept: no further one is", len(self.blocks))
+                log.error("operators have blocked %d addresses, more than that is not kept", len(self.blocks))
 
     def _operator_blocks(self, delivery: Delivery, message: BlockClient) -> Done | None:
         try:
@@ -176,6 +178,7 @@ class Blocking:
         if block is None:
             return Done(False, "too many blocks are in force")
         self._enforced(block)
+        self._evicted()
         self._waiting.append((delivery, Done(True, key)))
         return None
 
@@ -243,6 +246,18 @@ class Blocking:
         for block in blocks:
             self._event("ip.unblocked", block, reason, "info")
         self._wake()
+
+    def _evicted(self) -> None:
+        """Blocks that had to make room for worse ones are over."""
+        evicted = self.blocks.take_evicted()
+        if not evicted:
+            return
+        if not self._said_evicting:
+            self._said_evicting = True
+            log.warning("%d addresses are blocked: from now on the block that ends first makes room", len(self.blocks))
+        for block in evicted:
+            self._write(block.key, None)
+        self._lifted(evicted, "room")
 
     def sweep(self, now: int) -> None:
         """What happens by the clock."""

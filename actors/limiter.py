@@ -363,7 +363,7 @@ class Limiter:
             if retry_at > now:
                 self.counters.refused_rate += 1
                 return Refused("rate", max(1, math.ceil((retry_at - now) / _MS)))
-            self._record(Connected(message.key, [now]))
+            self._record(self.rate.connected(message.key, now))
         refusal = self._refusal(message)
         if not refusal:
             return self._place(message)

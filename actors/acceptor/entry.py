@@ -167,6 +167,8 @@ class Entry:
                 self.released.append(connection.session)
             return
         if not admitted:
+            if isinstance(reply, Refused) and reply.reason == "rate":
+                self.hub.offence(connection, "rate")
             self.refuse(connection, reply if isinstance(reply, Refused) else Refused(reason="unavailable"))
             return
         connection.admitted = True
@@ -266,15 +268,41 @@ class Entry:
         elif connection.tls is not None and connection.tls.handshaking:
             self.hub.handshakes.timed_out(connection)
         elif connection.transport == "http":
-            self.hub.offence(connection, "handshake")
+            self._abused(connection)
             self.refuse(connection, Refused(reason="timeout"))
         else:
-            self.hub.offence(connection, "handshake")
+            self._abused(connection)
             self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="timeout")
             connection.send_message(
                 jsonrpc.error_reply(b"null", 401, "not authenticated in time", {"reason": "timeout"})
             )
             self.hub.close(connection, 3000, "not authenticated in time")
+
+    def _abused(self, connection: Connection) -> None:
+        """Whoever has said nothing at all is a scanner or a health check, and does nothing wrong."""
+        if connection.bytes_in > (connection.tls.seen if connection.tls is not None else 0):
+            self.hub.offence(connection, "handshake")
+
+    def ended(self, connection: Connection) -> None:
+        """The client has sent its last byte before it was open; who has asked for something still gets its answer."""
+        request = connection.request
+        if request is None or _is_upgrade(request) or _is_partial(connection):
+            self.gone(connection)
+            self.hub.close_now(connection, "closed")
+
+    def gone(self, connection: Connection) -> None:
+        """The client is gone before it was open. In the middle of a request that is no end of a conversation."""
+        if connection.transport == "http" and connection.stage is Stage.ENTRY and _is_partial(connection):
+            self.hub.refused += 1
+            self.hub.offence(connection, "handshake")
+            self.hub.event(
+                connection,
+                "connection.refused",
+                severity="warning",
+                outcome="refused",
+                reason="handshake",
+                rule="the client went away",
+            )
 
     # --- HTTP ------------------------------------------------------------------------------------------------
 
@@ -296,6 +324,7 @@ class Entry:
         try:
             request_ = reader.receive(data)
         except HttpError as error:
+            self._charge_address(connection)
             self._bad_request(connection, error)
             return
         if request_ is not None:
@@ -368,16 +397,28 @@ class Entry:
             self._route(connection, request)
         except HttpError as error:
             if _is_upgrade(request):  # it was to be charged to whom it is granted
-                self.hub.budget.charge(_address_keys(connection), self.hub.now)
+                self._charge_address(connection)
             self._bad_request(connection, error)
 
+    def _charge_address(self, connection: Connection) -> None:
+        """For a request that is refused whether there is a unit for it or not. Behind a trusted proxy whose client
+        isn't known there is nobody to charge: not the proxy."""
+        if connection.key:
+            self.hub.budget.charge(_address_keys(connection), self.hub.now)
+
     def _route(self, connection: Connection, request: Request) -> None:
+        if _is_upgrade(request) and request.version != "1.1":  # which may come without a Host
+            raise HttpError(400, "a WebSocket needs HTTP/1.1")
         if not host_allowed(request.get("host"), self.settings.allowed_hosts, self.settings.ws_host):
             self._forbidden(connection, "host", "this Host is not served here")
             return
         origin = request.get("origin")
         if origin is not None and not origin_allowed(origin, self.settings):
             self._forbidden(connection, "origin", "this Origin may not connect")
+            return
+        if http_answers.is_preflight(self.hub, request):
+            # The browser asks for its page whether a request would be let in, not what would come of it.
+            http_answers.preflight(self.hub, connection, request)
             return
         path = request.path
         if endpoints.is_websocket(path):
@@ -391,7 +432,7 @@ class Entry:
         if request.method not in methods:
             raise HttpError(405, "this path does not take that method", headers=(("Allow", endpoints.allow(path)),))
         if request.method == "OPTIONS":
-            http_answers.options(self.hub, connection, request, endpoints.allow(path))
+            http_answers.answer(self.hub, connection, request, 204, [("Allow", endpoints.allow(path))])
         elif path == "/health":
             self._health(connection, request)
         elif path in auth_endpoints.PATHS:
@@ -402,6 +443,8 @@ class Entry:
     def _forbidden(self, connection: Connection, reason: str, detail: str) -> None:
         self.hub.refused += 1
         self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason=reason)
+        if connection.request is not None and _is_upgrade(connection.request):
+            self._charge_address(connection)
         self._problem(connection, 403, detail)
 
     def _health(self, connection: Connection, request: Request) -> None:
@@ -445,7 +488,7 @@ class Entry:
         if connection.stage >= Stage.CLOSING:
             return
         if not isinstance(reply, Grant):
-            self.hub.budget.charge(_address_keys(connection), self.hub.now)
+            self._charge_address(connection)
             self.not_granted(connection, reply)
             return
         request = connection.request
@@ -453,6 +496,8 @@ class Entry:
         upstream = _upstream_of(request.path)
         if upstream and upstream not in self.hub.routes.names:
             self.hub.misdeeds.note(connection, "probe", reply)
+            self.hub.budget.charge(reply.limit_keys, self.hub.now)
+            connection.quota = self.hub.budget.quota(reply.limit_keys)
             self._problem(connection, 404, "no such server")
             return
         self._charge(connection, reply.limit_keys, functools.partial(self._upgraded, handshake=handshake, grant=reply))
@@ -467,7 +512,7 @@ class Entry:
         self._feed_rest(connection, request)
 
     def _switch(self, connection: Connection, handshake: Handshake) -> None:
-        fields = http_answers.upgrade_fields(self.hub)
+        fields = http_answers.upgrade_fields(self.hub, connection)
         connection.write(http.switching_protocols(handshake, connection.subprotocol, fields))
         connection.transport = "ws"
         connection.encode = encode_text
@@ -572,11 +617,24 @@ def _is_upgrade(request: Request) -> bool:
     return http.is_upgrade(request) and endpoints.is_websocket(request.path)
 
 
+def _is_partial(connection: Connection) -> bool:
+    """Whether some of a request is there, and some of it isn't."""
+    request = connection.request
+    if request is None:
+        return isinstance(connection.codec, http.HeadReader) and connection.codec.pending > 0
+    return connection.body is not None and len(connection.body) < request.content_length
+
+
 def _shows_credential(connection: Connection) -> bool:
     request = connection.request
     if request is None:
         return False
-    return request.get("authorization") is not None or request.get("sec-websocket-protocol") not in (None, b"mcp")
+    offered = b",".join(request.get_all("sec-websocket-protocol")).split(b",")
+    return (
+        request.get("authorization") is not None
+        or any(name.strip(b" \t").startswith((b"bearer.", b"bearer64.", b"ticket.")) for name in offered)
+        or any(pair.partition("=")[0] == "ticket" for pair in request.query.split("&"))
+    )
 
 
 def _address_keys(connection: Connection) -> tuple[str, ...]:

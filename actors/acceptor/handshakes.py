@@ -17,7 +17,6 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
-import msgspec
 import trio
 
 from actors.policy import jsonrpc
@@ -25,7 +24,7 @@ from ipc import tls_context
 from ipc.messages import AuditEvent
 from ipc.tls_context import TlsUnusable
 
-from . import http
+from . import http, http_answers
 from .connection import Connection, Stage
 from .tls import ALERT_ACCESS_DENIED, ALERT_INTERNAL, Step, Tls, alert
 
@@ -55,11 +54,6 @@ class Handshakes:
             contexts = hub.context.keep["tls"] = self._made()
         self._contexts = contexts
         self._threads = trio.CapacityLimiter(THREADS)
-        self.configure()
-
-    def configure(self) -> None:
-        """Go by the hub's settings; certificates are reloaded by themselves."""
-        self._plain_headers = http.security_headers(msgspec.structs.replace(self._hub.settings, hsts_enabled=False))
 
     def layer(self) -> Tls | None:
         """For a new connection."""
@@ -212,7 +206,8 @@ class Handshakes:
 
     def timed_out(self, connection: Connection) -> None:
         tls = connection.tls
-        self._hub.offence(connection, "handshake")
+        if tls is not None and tls.seen:
+            self._hub.offence(connection, "handshake")
         self._event(connection, "timeout", "the handshake was not finished" if tls and tls.seen else "no ClientHello")
         self._hub.close_now(connection, "timeout")
 
@@ -252,6 +247,8 @@ class Handshakes:
         """The client hung up. One that has said nothing at all is a scanner or a health check."""
         if tls.seen:
             self._hub.count("tls_failed")
+            if not tls.steps:  # it can't have seen anything of ours that it might not like
+                self._hub.offence(connection, "handshake")
             self._event(connection, "tls", "the client went away")
         self._hub.close_now(connection, "closed")
 
@@ -291,7 +288,7 @@ class Handshakes:
         connection.tls = None
         hub.ready[connection.fd] = functools.partial(hub.on_socket, connection)
         if connection.listener == "ws":
-            connection.write(http.problem(400, PLAIN, headers=self._plain_headers))
+            connection.write(http.problem(400, PLAIN, headers=http_answers.unread_fields(hub)))
         else:
             connection.send_message(jsonrpc.error_reply(b"null", -32600, "this port speaks TLS", {"reason": "tls"}))
         hub.finish(connection, "tls")

@@ -319,11 +319,15 @@ class Hub:
         except BlockingIOError:
             return
         except OSError as error:  # reset, timed out, unreachable: the peer's end, whatever its name
+            self.entry.gone(connection)
             self.close_now(connection, why(error))
             return
         if connection.stage is Stage.CLOSING:
             connection.linger_left -= len(data)
-            if not data or connection.linger_left < 0:
+            if not data and connection.out:  # it has nothing more to say, and may still listen
+                connection.eof = True
+                self.dirty[connection.fd] = connection
+            elif not data or connection.linger_left < 0:
                 self.close_now(connection, "closed")
             return
         if not data:
@@ -528,7 +532,7 @@ class Hub:
         """The settings were read anew. Only what the new ones forbid ends."""
         self.settings = self.context.settings
         self.audit.policy = self.settings.audit_on_full
-        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.handshakes):
+        for part in (self.deadlines, self.budget, self.blocklist, self.routes):
             part.configure()
         for connection in list(self.connections.values()):
             if connection.stage is Stage.OPEN:

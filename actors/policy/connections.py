@@ -153,11 +153,16 @@ class ConnectionRate:
 
     def retry_at(self, key: str, now: int) -> int:
         """When that key may connect: ``now`` or later."""
+        key = self.table.window_key(key, now)
         if self.table.left(key, now) < 1:
             return self.table.earliest(key, now)
-        if key not in self.table and not self.table.has_room(1, now):
+        if self.table.needs_room(key) and not self.table.has_room(1, now):
             return now + self.table.longest_ns
         return now
+
+    def connected(self, key: str, now: int) -> Connected:
+        """What to record of a new connection."""
+        return Connected(self.table.window_key(key, now), [now])
 
     def apply(self, record: Connected) -> None:
         for at_ns in record.at_ns:
