@@ -1,7 +1,8 @@
 """Connections that have been told everything and linger, so that their peers can read it before the socket is closed.
 
-They have a budget of their own: whoever is refused again and again fills it with refused connections, and must not
-fill with them what is for the others. Beyond it a socket is closed at once, and the refusal may get lost on its way.
+Those that were never open have a budget of their own: whoever is refused again and again fills it with refused
+connections, and must not fill with them what is for the others. Beyond it a socket is closed at once, and the refusal
+may get lost on its way.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Farewells:
     def begin(self, connection: Connection) -> bool:
         """False: there is no room, close it now."""
         peer = connection.key or connection.peer_ip
-        if len(self._lingering) >= MOST or self._peers[peer] >= MOST_OF_ONE:
+        if connection.grant is not None:
+            peer = ""  # as many as may be open
+        elif len(self._lingering) - self._peers[""] >= MOST or self._peers[peer] >= MOST_OF_ONE:
             return False
         self._lingering[connection.session] = peer
         self._peers[peer] += 1
