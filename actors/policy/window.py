@@ -21,7 +21,7 @@ Times are monotonic nanoseconds.
 
 from __future__ import annotations
 
-import socket
+import ipaddress
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
@@ -166,8 +166,8 @@ def _levels(key: str, family: int) -> list[str]:
     """The keys of the wider ranges that an address key's own belongs to; they have no other use than to be told apart
     from each other and from those of clients."""
     address = key[3:].partition("/")[0].partition("%")[0]
-    kind, length, mark = (socket.AF_INET6, 128, ":") if family == 6 else (socket.AF_INET, 32, "")
-    number = int.from_bytes(socket.inet_pton(kind, address), "big")
+    length, mark = (128, ":") if family == 6 else (32, "")
+    number = int(ipaddress.ip_address(address))
     return [f"ip:{number >> (length - bits):x}{mark}/{bits}" for bits in _COARSER[family]]
 
 
@@ -231,7 +231,7 @@ class KeyTable:
         # As long as half of the part is free nothing has been shared for a while, if ever: most of the time.
         if self._counts[family] * 2 < part and not self._shared:
             return key
-        if self._counts[family] * 2 >= part:
+        if self._is_empty(next(iter(self._keys)), now):  # the one that has not changed for longest
             self.sweep(now, 16)
         levels = _levels(key, family)
         for level in levels:

@@ -19,6 +19,12 @@ from ipc.messages import Admit, Admitted, Established, Evict, Message, Refused, 
 A0, A1 = "acceptor.0", "acceptor.1"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine nobody here is to run out of time."""
+    monkeypatch.setattr(limiter, "_ROOM_NS", 60_000_000_000)
+
+
 def test_the_oldest_of_the_address_with_most_strangers_goes() -> None:
     """Only one that is ripe, of the listener that is full, and each is asked once."""
     connections = Connections(ConnectionLimits(ws=5, tcp=5, per_key=3))
@@ -106,7 +112,7 @@ async def test_a_newcomer_gets_the_place_when_it_is_free(tmp_path: Path) -> None
         assert (described["connections"]["ws"], described["evicted"]) == (1, 1)
         _tell(worker, Released(A0, [1]))
         assert isinstance(await worker.ask("limiter", _admit(A0, 3, past)), Refused)
-        assert isinstance(answer(), Admitted)
+        await eventually(lambda: isinstance(answer(), Admitted))
         assert (await worker.describe("limiter"))["connections"]["ws"] == 1
 
 
@@ -132,8 +138,7 @@ async def test_one_that_authenticates_in_the_last_moment_keeps_its_place(tmp_pat
         assert await _evicted(first) == [1]
         _tell(worker, Established(A0, [1]))
         await worker.describe("limiter")
-        await trio.testing.wait_all_tasks_blocked()
-        assert answer() == Refused("limit", 1000, "total")
+        await eventually(lambda: answer() == Refused("limit", 1000, "total"))
 
 
 async def test_a_restarted_limiter_knows_who_is_a_stranger(tmp_path: Path) -> None:
