@@ -28,6 +28,7 @@ from ipc.messages import (
     IssueSession,
     IssueTicket,
     Message,
+    RefreshSession,
     Refused,
     SettingsChanged,
     ShowSession,
@@ -36,6 +37,7 @@ from ipc.messages import (
 
 from .alarm import Alarm
 from .audit_ring import AuditRing
+from .barred import Barred
 from .issuing import Issuing, is_nonce
 from .key_source import key_source
 from .policy import certificate
@@ -50,6 +52,7 @@ _TICK_S: Final = 0.25
 _RELOAD_S: Final = 1.0
 _NOBODY: Final = "-"  # stands for no credential
 ADMIN: Final = "admin"  # the scope that opens the admin API
+_BLOCKED: Final = Refused("block", detail="this principal is blocked")
 _MOST_PARKED: Final = 1024  # questions that wait for the keys of the outside issuer
 
 Detail = dict[str, str | int | float | bool]
@@ -73,6 +76,7 @@ class Counters:
     granted: int = 0
     anonymous: int = 0
     failed: int = 0
+    unjudged: int = 0
     tickets_issued: int = 0
     tickets_redeemed: int = 0
     tickets_refused: int = 0
@@ -90,7 +94,8 @@ class Auth:
         self.required = {"ws": settings.ws_auth_enabled, "tcp": settings.tcp_auth_enabled}
         self.tickets = Tickets()
         self.counters = Counters()
-        self.issuing = Issuing(context, audit, store, self._verified, self._stands)
+        self.barred = Barred(settings)
+        self.issuing = Issuing(context, audit, store, self._verified, self._stands, self.barred.refuses_principal)
         self.verifier = _verifier(context, self.issuing)
         self.keys = key_source(settings, audit, self.verifier.use_keys, self._keys_read)
         self._parked: list[Delivery] = []
@@ -99,7 +104,12 @@ class Auth:
     def serve(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
-            if isinstance(message, Authenticate):
+            if self.barred.delivered(message):
+                return
+            if self._is_barred(message):
+                self.counters.unjudged += 1
+                self._reply(delivery, Refused("block", detail="too many failed authentications"))
+            elif isinstance(message, Authenticate):
                 self._reply(delivery, self._authenticate(message))
             elif isinstance(message, AuthenticateAdmin):
                 self._reply(delivery, self._authenticate_admin(message))
@@ -138,6 +148,18 @@ class Auth:
                 "audit": attrs.asdict(self.audit.statistics()),
             }
         )
+
+    def _is_barred(self, message: Message) -> bool:
+        """Whether a credential is presented by somebody whose credentials aren't judged now."""
+        if isinstance(message, Authenticate):
+            if not message.credential:
+                return False
+            subject = self.barred.subject(message.peer_ip, message.principal)
+        elif isinstance(message, IssueTicket | IssueSession | ShowSession | RefreshSession):
+            subject = self.barred.subject(message.peer_ip)
+        else:
+            return False
+        return self.barred.refuses(subject, time.monotonic_ns())
 
     # --- who it is -----------------------------------------------------------------------------------------------
 
@@ -266,6 +288,8 @@ class Auth:
             identity = self._identify("ws", message.scheme if message.credential else "anonymous", message.credential)
         except _Failure as failure:
             return self._fail("ws", message.peer_ip, str(failure))
+        if self.barred.refuses_principal(identity.principal):
+            return _BLOCKED
         ticket = secrets.token_urlsafe(32)
         if not self.tickets.issue(ticket, time.monotonic_ns(), identity):
             self.counters.tickets_refused += 1
@@ -287,6 +311,9 @@ class Auth:
             detail = "a session is issued for a static token or a client certificate"
             self._reply(delivery, Refused("forbidden", detail=detail))
             return
+        if self.barred.refuses_principal(identity.principal):
+            self._reply(delivery, _BLOCKED)
+            return
         self.issuing.issue(delivery, message, identity)
 
     def _show(self, message: ShowSession) -> Description | Refused:
@@ -294,10 +321,15 @@ class Auth:
             identity = self._identify("ws", message.scheme, message.credential)
         except _Failure as failure:
             return self._fail("ws", message.peer_ip, str(failure))
+        if self.barred.refuses_principal(identity.principal):
+            return _BLOCKED
         return Description(self.issuing.show(identity))
 
     def _fail(self, listener: str, peer_ip: str, failure: str, asked: Authenticate | None = None) -> Refused:
         self.counters.failed += 1
+        self.barred.failed(
+            self.barred.subject(peer_ip, asked.principal if asked is not None else ""), time.monotonic_ns()
+        )
         self._record("auth.failed", listener, peer_ip, {}, failure, asked=asked)
         return Refused("auth")
 

@@ -68,6 +68,7 @@ log = logging.getLogger("portcullis.auth")
 _RETRY_MS: Final = 1000
 _TOUCH_MS: Final = 5_000  # how often the times of use are written
 _LONGEST_NAME: Final = 1024
+_BLOCKED: Final = Refused("block", detail="this principal is blocked")
 _NO_KEY: Final = "JWT_SECRET is not set, so the gateway issues no tokens"
 
 _RETURNS: Final = msgspec.json.Encoder()
@@ -81,6 +82,7 @@ class Issuing:
     """Args:
     verify: whose access token this is, were it not revoked; None for what is no valid one.
     stands: whether the settings still hold what such a ``Identity.standing`` names.
+    is_blocked: whether a principal is.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Issuing:
         store: SessionStore,
         verify: Callable[[str], Identity | None],
         stands: Callable[[str], bool],
+        is_blocked: Callable[[str], bool] = lambda _principal: False,
     ) -> None:
         settings = context.settings
         self.settings = settings
@@ -98,6 +101,7 @@ class Issuing:
         self._store = store
         self._verify = verify
         self._stands = stands
+        self._is_blocked = is_blocked
         keys = session_key(settings.session_secret, settings.jwt_secret), session_key("", settings.jwt_secret_previous)
         self._keys = [key for key in keys if key]
         self._limits = Limits(
@@ -238,10 +242,14 @@ class Issuing:
             self._answer(delivery, Refused("unsupported", detail=_NO_KEY))
             return
         now = _wall_ms()
+        principal = identity.principal or self._name_of(identity)
+        if self._is_blocked(principal):
+            self._answer(delivery, _BLOCKED)
+            return
         wanted = Session(
             handle=message.nonce,
             salt=secrets.token_bytes(SALT_BYTES),
-            principal=identity.principal or self._name_of(identity),
+            principal=principal,
             scopes=identity.scopes,
             created_ms=now,
             used_ms=now,
@@ -319,6 +327,10 @@ class Issuing:
             self._reply(delivery, Refused("unavailable", _RETRY_MS, "sessions can't be written now"))
             return
         presented = take_apart(message.refresh_token)
+        bearer = self.sessions.of_token(presented, self._keys, _wall_ms()) if presented is not None else None
+        if bearer is not None and self._is_blocked(bearer.principal):  # before anything is rotated
+            self._answer(delivery, _BLOCKED)
+            return
         clients = [client_mark(key, client_key(message.peer_ip)) for key in self._keys]
         outcome = (
             self.sessions.refresh(presented, self._keys, clients, _wall_ms())

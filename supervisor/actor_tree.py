@@ -18,6 +18,7 @@ from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Mailbox
 from ipc.messages import Drain, Message, SettingsChanged
 from ipc.settings import Settings
+from ipc.tls_material import TlsMaterial
 
 from .engine import Engine
 from .strategy import (
@@ -51,6 +52,7 @@ class Resources:
     links: dict[str, dict[str, DescriptorLink]]  # by actor and key
     keep: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     ledger: int = -1  # a descriptor
+    tls: TlsMaterial | None = attrs.field(default=None, repr=False)
 
     @classmethod
     def none(cls, actors: tuple[ActorSpec, ...]) -> Resources:
@@ -137,6 +139,7 @@ class ActorTree:
         self._settings = settings
         for name, running in self._running.items():
             running.context.settings = settings
+            running.context.tls = self._resources.tls
             self.tell(name, SettingsChanged())
 
     def tell(self, actor: str, message: Message) -> None:
@@ -200,6 +203,7 @@ class ActorTree:
             listeners=self._resources.listeners[spec.name],
             links=self._resources.links[spec.name],
             ledger=self._resources.ledger,
+            tls=self._resources.tls,
         )
         running = _Running(spec, number, mailbox, context)
         mailbox.owner_failed = running.callback_failed

@@ -14,13 +14,16 @@ from pathlib import Path
 import attrs
 import trio
 
+from ipc import tls_context
 from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates, ReopenLog
 from ipc.settings import Settings
+from ipc.tls_context import TlsUnusable
+from ipc.tls_material import TlsMaterial
 
 from . import kernel, listeners, logs, ready, reload, sd_notify
 from .journal import Details
 from .settings.load import Loaded
-from .settings.problems import ConfigurationError
+from .settings.problems import ConfigurationError, Problem
 from .settings.show import gateway_version
 from .settings.tokens import generate_tokens, with_state_secrets
 from .spawn import Spawner
@@ -52,6 +55,7 @@ class Gateway:
         opened: listeners.Listeners,
         generated: Collection[str],
         source: Source,
+        tls: TlsMaterial | None = None,
     ) -> None:
         self._settings = settings
         self._opened = opened
@@ -70,6 +74,7 @@ class Gateway:
             spawner=self._spawner,
             answer=self._answer,
             version=gateway_version(),
+            tls=tls,
         )
 
     async def run(self) -> int:
@@ -138,24 +143,25 @@ class Gateway:
         try:
             loaded = self._source.read()
             change = reload.changes(self._settings, loaded, self._generated, self._source.complete)
+            tls = _material(change.settings)
         except ConfigurationError as error:
             wrong = "; ".join(map(str, error.problems))
         except OSError as error:
             wrong = str(error)
         else:
-            return self._take(loaded, change)
+            return self._take(loaded, change, tls)
         log.error("the configuration was not reloaded, the old one stays: %s", wrong)
         self._tree.record("config.refused", "error", "failure", reason=wrong[:1000])
         return Done(ok=False, detail=wrong)
 
-    def _take(self, loaded: Loaded, change: reload.Change) -> Done:
+    def _take(self, loaded: Loaded, change: reload.Change, tls: TlsMaterial | None) -> Done:
         for warning in loaded.warnings:
             log.warning("configuration: %s", warning)
         made_up = change.generated - set(self._generated)
         self._settings, self._generated = change.settings, change.generated
         logs.set_level(self._settings.log_level)
-        self._tree.configure(self._settings)
-        if self._settings.ssl_enabled:
+        self._tree.configure(self._settings, tls)
+        if tls is not None:
             self._tree.tell_all("acceptor", ReloadCertificates())
         detail: Details = {"changed": ", ".join(change.changed), "kept": ", ".join(change.kept)}
         self._tree.record("config.reloaded", "info", "success", detail=detail)
@@ -255,14 +261,28 @@ def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]
     log.info("STATE_DIR is %s", settings.state_dir)
     if settings.ready_file:
         ready.remove_ready_file(settings.ready_file)
+    tls = _material(settings)
     opened = _open(settings, table)
     try:
-        return trio.run(Gateway(settings, table, opened, generated, source).run)
+        return trio.run(Gateway(settings, table, opened, generated, source, tls).run)
     finally:
         # All has been stopped; a signal that comes now must not turn the exit code into its own.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         opened.close()
+
+
+def _material(settings: Settings) -> TlsMaterial | None:
+    """What TLS is served with from now on, judged by its own bytes: the files may change as soon as they are read.
+
+    Raises ConfigurationError.
+    """
+    if not settings.ssl_enabled:
+        return None
+    try:
+        return tls_context.material(settings)
+    except TlsUnusable as error:
+        raise ConfigurationError((Problem(error.field.upper(), "", error.what),)) from None
 
 
 def _raise_descriptor_limit() -> None:

@@ -56,6 +56,7 @@ from ipc.exchange import Exchange
 from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Delivery, Mailbox
 from ipc.messages import AnyMessage, Done, LinksChanged, ListenersChanged
+from ipc.tls_material import TlsMaterial
 
 from . import logs
 from .actor_tree import ActorTree, Report, Resources, describe
@@ -132,6 +133,8 @@ class Worker:
         os.close(heartbeat)
         self._resources = Resources.none(assign.actors)
         self._resources.ledger = ledger
+        if assign.tls:
+            self._resources.tls = TlsMaterial.opened(fds.pop(0))
         self._listeners: dict[int, Listener] = {}
         taken = len(assign.listeners)
         self._add_listeners(assign.listeners, fds[:taken])
@@ -268,7 +271,9 @@ class Worker:
             case Withdraw(listeners):
                 self._withdraw(listeners)
                 self._listeners_changed()
-            case Configure(settings):
+            case Configure(settings, tls):
+                if tls:
+                    self._resources.tls = TlsMaterial.opened(fds.pop(0))
                 logs.set_level(settings.log_level)
                 self._tree.configure(settings)
             case Post(number, actor, posted):

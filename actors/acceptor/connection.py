@@ -120,6 +120,7 @@ class Connection:
     # entry
     admitted: bool | None = None  # None: the limiter has not answered yet
     entry_deadline_ns: int = 0
+    ripe_ns: int = 0  # from when on it may have to make room for another; 0: it has authenticated, or has no place
     request: Request | None = None
     body: bytearray | None = None  # what has come of the request's body, where it has a use
     nonce: str = ""  # of the session that this request asks for

@@ -457,7 +457,9 @@ class Dispatch:
         """The client has sent its last byte. On TCP it may still be waiting for its answers (``nc`` does)."""
         if connection.stage >= Stage.CLOSING:
             return
-        if connection.transport != "tcp" or connection.stage is Stage.ENTRY:
+        if connection.stage is Stage.ENTRY:
+            self.hub.entry.ended(connection)
+        elif connection.transport != "tcp":
             self.hub.close_now(connection, "closed")
         elif not connection.parked and not connection.waiting_for and len(connection.calls) == connection.open_ended:
             self.hub.finish(connection, "closed")

@@ -239,7 +239,7 @@ class Login:
     def _refuse(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
         """Answer a question about a session that auth refused or could not answer."""
         refused = reply if isinstance(reply, Refused) else Refused("policy actor down")
-        code = {"auth": 401, "unsupported": 501}.get(refused.reason, 503)
+        code = {"auth": 401, "block": 403, "unsupported": 501}.get(refused.reason, 503)
         data: dict[str, object] = {"reason": refused.reason}
         if code == 503:
             data["retryAfterMs"] = refused.retry_after_ms or RETRY_MS
@@ -254,6 +254,12 @@ class Login:
             reason = "keys unavailable" if known else "policy actor down"
             data: dict[str, object] = {"reason": reason, "retryAfterMs": RETRY_MS}
             connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))
+            return
+        if reply.reason == "block":
+            said: dict[str, object] = {"reason": "block"}
+            connection.send_message(jsonrpc.error_reply(request_id, 403, reply.detail, said))
+            self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="block")
+            self.hub.close(connection, 3003, reply.detail)
             return
         connection.failed_logins += 1
         if reply.reason == "auth":

@@ -210,8 +210,8 @@ def _host_name(item: str) -> str:
         return str(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
     except ValueError:
         pass
-    if not _HOST_NAME.match(name):
-        raise ValueError("must be a list of host names without a port, or *")
+    if not _HOST_NAME.match(name.removeprefix("*.")):
+        raise ValueError("must be a list of host names without a port, of *.example.com for all below one, or *")
     return name
 
 
