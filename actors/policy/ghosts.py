@@ -14,11 +14,17 @@ class Ghosts:
 
     def __init__(self) -> None:
         self._calls: deque[tuple[int, Hashable]] = deque(maxlen=MOST)
+        self._asking: deque[tuple[int, Hashable]] = deque(maxlen=MOST)
         self._left: deque[tuple[int, Hashable]] = deque(maxlen=MOST)
 
-    def gave_up(self, session: Hashable, now: int) -> None:
-        """A call of that session was cancelled or abandoned, and is perhaps still being worked on."""
+    def gave_up(self, session: Hashable, now: int, *, asked: bool) -> None:
+        """A call of that session was cancelled or abandoned, and is perhaps still being worked on.
+
+        ``asked``: for log messages, by itself.
+        """
         self._calls.append((now + REMEMBERED_NS, session))
+        if asked:
+            self._asking.append((now + REMEMBERED_NS, session))
 
     def left(self, session: Hashable, now: int) -> None:
         """The session is over."""
@@ -27,6 +33,10 @@ class Ghosts:
     def of_calls(self, now: int) -> Iterator[Hashable]:
         """The sessions of calls that were given up lately."""
         return self._living(self._calls, now)
+
+    def of_asking_calls(self, now: int) -> Iterator[Hashable]:
+        """Those of them that asked for log messages."""
+        return self._living(self._asking, now)
 
     def all(self, now: int) -> Iterator[Hashable]:
         """And those that left lately."""

@@ -285,8 +285,7 @@ class SharedInstance:
         effects: list[Effect] = []
         self._ghosts.left(session, self._now)
         for minted in known.calls.values():
-            if not self._calls.pop(minted).open_ended:
-                self._ghosts.gave_up(session, self._now)
+            self._give_up(self._calls.pop(minted))
             effects.append(ToUpstream(own_messages.cancelled(minted, "the client has gone")))
         uris = self._subscriptions.forget(session)
         level = self._levels.forget(session)
@@ -379,9 +378,7 @@ class SharedInstance:
         minted = known.calls.pop(call, None)
         if minted is None:
             return [Counted("unknown_cancellation")]
-        cancelled = self._calls.pop(minted)
-        if not cancelled.open_ended:
-            self._ghosts.gave_up(cancelled.session, self._now)
+        self._give_up(self._calls.pop(minted))
         at = envelope.target_at
         return [ToUpstream(flatten(splice(raw, [(at, at + len(envelope.target), minted)])))]
 
@@ -427,8 +424,7 @@ class SharedInstance:
             return []
         self._now = now
         given_up = self._calls.pop(minted)
-        if not given_up.open_ended:
-            self._ghosts.gave_up(session, now)
+        self._give_up(given_up)
         effects: list[Effect] = [ToUpstream(own_messages.cancelled(minted, reason))]
         if reason == "timeout" and not given_up.open_ended:
             if self._silence.suspect(given_up.heard):
@@ -466,8 +462,8 @@ class SharedInstance:
                 return [SILENT] * self._silence.give_up() if outcome == DEATH else effects
             return []
         del self._sessions[call.session].calls[call.number]
-        if loss.sent and not call.open_ended:
-            self._ghosts.gave_up(call.session, now)
+        if loss.sent:
+            self._give_up(call)
         lost = CallLost(call.session, call.number, loss.code, loss.reason, loss.sent, loss.retry_after_ms)
         return [lost, *self._undo(call), *([] if call.open_ended else effects)]
 
@@ -603,6 +599,10 @@ class SharedInstance:
             edits.sort()
         return [ToClient(call.session, call.number, True, splice(raw, edits))]
 
+    def _give_up(self, call: Call) -> None:
+        if not call.open_ended:
+            self._ghosts.gave_up(call.session, self._now, asked=bool(call.level))
+
     @staticmethod
     def _unless(session: Hashable, ghosts: Iterable[Hashable]) -> Hashable:
         """That session, unless one who is gone may be meant as well. Nothing is ever given to a ghost."""
@@ -620,7 +620,7 @@ class SharedInstance:
         else:
             # Only a request that asked for messages can have caused one (2026-07-28, logging).
             asking = [call for call in self._calls.values() if call.level and not call.open_ended]
-            session = self._unless(_only(call.session for call in asking), self._ghosts.of_calls(self._now))
+            session = self._unless(_only(call.session for call in asking), self._ghosts.of_asking_calls(self._now))
             passes = any(reaches(level, call.level) for call in asking)
         if isinstance(session, _Unclear):
             return [log_line(level, "log message", raw), Counted("unattributed")]
