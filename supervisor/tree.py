@@ -16,7 +16,7 @@ import attrs
 import msgspec
 import trio
 
-from ipc import ledger
+from ipc import ledger, shelf
 from ipc.control import (
     ActorEvent,
     ActorState,
@@ -132,6 +132,7 @@ class WorkerTree:
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._ledger = ledger.create()  # shared by all workers; never read here
+        self._shelves = shelf.create()  # neither
 
     # --- life
 
@@ -155,6 +156,7 @@ class WorkerTree:
             await self._end_orphans()
             nursery.cancel_scope.cancel()
         os.close(self._ledger)
+        os.close(self._shelves)
 
     def drain(self) -> None:
         """Stop in reverse order: the edges drain first, audit ends last."""
@@ -398,7 +400,7 @@ class WorkerTree:
                     peers=tuple(PeerGrant(e.peer, told[e.peer].incarnation) for e in mine if e.stream is not None),
                     links=tuple(grant for end in mine for grant in end.grants),
                 ),
-                lent=[descriptor, self._ledger, *(item.sock.fileno() for item in listening)],
+                lent=[descriptor, self._ledger, self._shelves, *(item.sock.fileno() for item in listening)],
                 given=[
                     *(end.stream for end in mine if end.stream is not None),
                     *(sock for end in mine for _, sock in end.links),

@@ -514,6 +514,7 @@ class Entry:
         self.size_up(connection)
         self.hub.dispatch.attach(connection, upstream or self.hub.routes.default)
         self.hub.event(connection, "connection.opened")
+        self.hub.meter.opened(connection)
         self.granted(connection)
         self.hub.deadlines.arm(connection)
         self.hub.dirty[connection.fd] = connection
