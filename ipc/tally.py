@@ -39,8 +39,8 @@ TRAFFIC: Final = "traffic"  # listener, what
 COUNTED: Final = "counted"  # what: a name of the acceptor's own
 
 # What they measure: durations, unless it says otherwise.
-CALL: Final = "call"  # stage, upstream
-OPERATION: Final = "operation"  # method, error
+CALL: Final = "call"  # stage (policy or upstream), upstream
+OPERATION: Final = "operation"  # upstream, method, error: the whole call
 SESSION: Final = "session"  # transport
 REQUEST_SIZE: Final = "request_size"  # sizes
 RESPONSE_SIZE: Final = "response_size"  # sizes

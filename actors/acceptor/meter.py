@@ -1,7 +1,7 @@
 """What one acceptor counts and measures: on its shelf, where it outlives the worker and is read without asking.
 
 A message costs next to nothing here: what a connection has sent and received it counts itself, and that is added up
-ten times a second; what is left for a call is three steps into lists of whole numbers, and only with
+ten times a second; what is left for a call are a few steps into lists of whole numbers, and only with
 PERFORMANCE_MONITORING. A worker that is killed takes at most the last tenth of a second with it, and nothing that was
 shown before ever goes back.
 
@@ -94,7 +94,7 @@ class Meter:
         self._tally = Tally.load(shelf)
         self._next_ns = 0
         self._policy: dict[str, list[int]] = {}  # by upstream
-        self._calls: dict[tuple[str, str, str], tuple[list[int], list[int], list[int]]] = {}
+        self._calls: dict[tuple[str, str, str], tuple[list[int], list[int]]] = {}  # by upstream, method, error
         self._batches = self._tally.histogram(BATCH, BATCH_BOUNDS)
         self._requests = self._tally.histogram(REQUEST_SIZE, SIZE_BOUNDS)
         self._responses = self._tally.histogram(RESPONSE_SIZE, SIZE_BOUNDS)
@@ -148,21 +148,22 @@ class Meter:
         histograms = self._calls.get((upstream, call.method, error))
         if histograms is None:
             histograms = self._of(upstream, call.method, error)
-        begun = call.received_ns or call.started_ns
-        took = now - begun
-        total, operation, waited = histograms
-        bucket = bisect_left(DURATION, took)
-        total[bucket] += 1
-        total[-1] += took
-        operation[bucket] += 1
+        operation, waited = histograms
+        took = now - (call.received_ns or call.started_ns)
+        operation[bisect_left(DURATION, took)] += 1
         operation[-1] += took
-        if call.forwarded_ns:
-            took = now - call.forwarded_ns
+        forwarded_ns = call.forwarded_ns
+        if forwarded_ns:
+            took = now - forwarded_ns
             waited[bisect_left(DURATION, took)] += 1
             waited[-1] += took
-        observe(self._requests, SIZE_BOUNDS, call.size)
+        sizes = self._requests
+        sizes[bisect_left(SIZE_BOUNDS, call.size)] += 1
+        sizes[-1] += call.size
         if not error:
-            observe(self._responses, SIZE_BOUNDS, size)
+            sizes = self._responses
+            sizes[bisect_left(SIZE_BOUNDS, size)] += 1
+            sizes[-1] += size
 
     def turned(self) -> None:
         """A turn in which messages arrived is over."""
@@ -170,13 +171,12 @@ class Meter:
             observe(self._batches, BATCH_BOUNDS, self.arrived)
         self.arrived = 0
 
-    def _of(self, upstream: str, method: str, error: str) -> tuple[list[int], list[int], list[int]]:
+    def _of(self, upstream: str, method: str, error: str) -> tuple[list[int], list[int]]:
         """Remembered for the methods that are known; others are few, or somebody's invention."""
         known = method in METHODS
         tally = self._tally
         found = (
-            tally.histogram(key(CALL, "total", upstream), DURATION),
-            tally.histogram(key(OPERATION, method if known else OTHER, error), DURATION),
+            tally.histogram(key(OPERATION, upstream, method if known else OTHER, error), DURATION),
             tally.histogram(key(CALL, "upstream", upstream), DURATION),
         )
         if known:

@@ -164,7 +164,13 @@ class Sheet(Collector):
             cumulative[bound] = below
         total = below + counted[-2]
         buckets = [cumulative[bound] for bound in shown] + [total]
-        self._histograms.setdefault(family, {})[labels] = (shown, buckets, counted[-1] * unit)
+        found = self._histograms.setdefault(family, {})
+        if labels in found:
+            _, others, other_total = found[labels]
+            buckets = [a + b for a, b in zip(others, buckets, strict=True)]
+            found[labels] = (shown, buckets, other_total + counted[-1] * unit)
+        else:
+            found[labels] = (shown, buckets, counted[-1] * unit)
 
     def collect(self) -> Iterator[Metric]:
         for name, family in FAMILIES.items():
@@ -361,9 +367,13 @@ class Metrics:
             match name:
                 case tally.CALL:
                     sheet.histogram("portcullis_call_duration_seconds", counted, seconds, seconds, 1e-9, *labels)
-                case tally.OPERATION:
+                case tally.OPERATION if len(labels) == 3:
+                    upstream, *operation = labels
+                    sheet.histogram(
+                        "portcullis_call_duration_seconds", counted, seconds, seconds, 1e-9, "total", upstream
+                    )
                     family = "mcp_server_operation_duration_seconds"
-                    sheet.histogram(family, counted, seconds, _MCP_BOUNDS, 1e-9, *labels)
+                    sheet.histogram(family, counted, seconds, _MCP_BOUNDS, 1e-9, *operation)
                 case tally.SESSION:
                     family = "mcp_server_session_duration_seconds"
                     sheet.histogram(family, counted, seconds, _MCP_BOUNDS, 1e-9, *labels)
