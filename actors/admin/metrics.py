@@ -167,8 +167,8 @@ class Sheet(Collector):
         found = self._histograms.setdefault(family, {})
         if labels in found:
             _, others, other_total = found[labels]
-            buckets = [a + b for a, b in zip(others, buckets, strict=True)]
-            found[labels] = (shown, buckets, other_total + counted[-1] * unit)
+            added = [a + b for a, b in zip(others, buckets, strict=True)]
+            found[labels] = (shown, added, other_total + counted[-1] * unit)
         else:
             found[labels] = (shown, buckets, counted[-1] * unit)
 
