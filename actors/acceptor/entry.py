@@ -368,7 +368,7 @@ class Entry:
         self._problem(connection, 403, detail)
 
     def _health(self, connection: Connection, request: Request) -> None:
-        """One word for everybody; all of it for who shows a credential, which has to be a good one. Raises HttpError."""
+        """One word for everybody, all of it for who shows a credential, which has to be good. Raises HttpError."""
         credential = bearer(request)
         if credential is ANONYMOUS:
             self._tell_health(connection, details=False)
