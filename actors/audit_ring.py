@@ -97,6 +97,16 @@ class AuditRing:
             return False
         return len(self._waiting) >= self._high or (self._failing and self.policy == "fail-closed")
 
+    @property
+    def appended(self) -> int:
+        """How many events of this source there have been."""
+        return self._first + len(self._waiting)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them, the first ones, are in the log file."""
+        return self._first
+
     def record(self, event: AuditEvent) -> None:
         """Take one event in; never waits, never fails."""
         self._recorded += 1

@@ -20,6 +20,7 @@ from ipc.mailbox import Delivery
 from ipc.messages import (
     AuditEvent,
     Authenticate,
+    AuthenticateAdmin,
     Describe,
     Description,
     Drain,
@@ -27,6 +28,7 @@ from ipc.messages import (
     IssueSession,
     IssueTicket,
     Message,
+    RefreshSession,
     Refused,
     SettingsChanged,
     ShowSession,
@@ -35,7 +37,8 @@ from ipc.messages import (
 
 from .alarm import Alarm
 from .audit_ring import AuditRing
-from .issuing import Issuing, is_nonce, token_ids
+from .barred import Barred
+from .issuing import Issuing, is_nonce
 from .key_source import key_source
 from .policy import certificate
 from .policy.identity import STATIC, Identity, StaticTokens, Tickets, digest
@@ -48,6 +51,8 @@ _RETRY_MS = 1000
 _TICK_S: Final = 0.25
 _RELOAD_S: Final = 1.0
 _NOBODY: Final = "-"  # stands for no credential
+ADMIN: Final = "admin"  # the scope that opens the admin API
+_BLOCKED: Final = Refused("block", detail="this principal is blocked")
 _MOST_PARKED: Final = 1024  # questions that wait for the keys of the outside issuer
 
 Detail = dict[str, str | int | float | bool]
@@ -71,6 +76,7 @@ class Counters:
     granted: int = 0
     anonymous: int = 0
     failed: int = 0
+    unjudged: int = 0
     tickets_issued: int = 0
     tickets_redeemed: int = 0
     tickets_refused: int = 0
@@ -88,7 +94,8 @@ class Auth:
         self.required = {"ws": settings.ws_auth_enabled, "tcp": settings.tcp_auth_enabled}
         self.tickets = Tickets()
         self.counters = Counters()
-        self.issuing = Issuing(context, audit, store, self._verified, self._stands)
+        self.barred = Barred(settings)
+        self.issuing = Issuing(context, audit, store, self._verified, self._stands, self.barred.refuses_principal)
         self.verifier = _verifier(context, self.issuing)
         self.keys = key_source(settings, audit, self.verifier.use_keys, self._keys_read)
         self._parked: list[Delivery] = []
@@ -97,8 +104,15 @@ class Auth:
     def serve(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
-            if isinstance(message, Authenticate):
+            if self.barred.delivered(message):
+                return
+            if self._is_barred(message):
+                self.counters.unjudged += 1
+                self._reply(delivery, Refused("block", detail="too many failed authentications"))
+            elif isinstance(message, Authenticate):
                 self._reply(delivery, self._authenticate(message))
+            elif isinstance(message, AuthenticateAdmin):
+                self._reply(delivery, self._authenticate_admin(message))
             elif isinstance(message, IssueTicket):
                 self._reply(delivery, self._issue_ticket(message))
             elif isinstance(message, IssueSession):
@@ -135,6 +149,18 @@ class Auth:
             }
         )
 
+    def _is_barred(self, message: Message) -> bool:
+        """Whether a credential is presented by somebody whose credentials aren't judged now."""
+        if isinstance(message, Authenticate):
+            if not message.credential:
+                return False
+            subject = self.barred.subject(message.peer_ip, message.principal)
+        elif isinstance(message, IssueTicket | IssueSession | ShowSession | RefreshSession):
+            subject = self.barred.subject(message.peer_ip)
+        else:
+            return False
+        return self.barred.refuses(subject, time.monotonic_ns())
+
     # --- who it is -----------------------------------------------------------------------------------------------
 
     def _authenticate(self, message: Authenticate) -> Grant | Refused:
@@ -149,7 +175,24 @@ class Auth:
         self.counters.anonymous += message.scheme == "anonymous"
         # The public id: nothing can be presented that is made of it.
         detail: Detail = {"scheme": message.scheme, "session": grant.session}
+        if message.again:
+            detail = {"scheme": message.scheme, "again": True}  # counted, not listed: see policy.coalescing
         self._record("auth.ok", message.listener, message.peer_ip, detail, principal=grant.principal, asked=message)
+        return grant
+
+    def _authenticate_admin(self, message: AuthenticateAdmin) -> Grant | Refused:
+        """A JWT with the scope ``admin``. Static tokens and sessions have other scopes, so they are not looked at."""
+        if not looks_like_one(message.token):
+            return self._fail("admin", message.peer_ip, "unknown token")
+        try:
+            grant = self.issuing.grant(self._of_jwt(message.token), message.peer_ip)
+        except _Failure as failure:
+            return self._fail("admin", message.peer_ip, str(failure))
+        except ValueError:
+            return self._fail("admin", message.peer_ip, "bad address")
+        if ADMIN not in grant.scopes:
+            self._record("authz.denied", "admin", message.peer_ip, {}, f"scope:{ADMIN}", principal=grant.principal)
+            return Refused("forbidden", detail=f"the token has no scope {ADMIN}")
         return grant
 
     def _identify(self, listener: Literal["ws", "tcp"], scheme: Scheme, credential: str) -> Identity:
@@ -209,7 +252,6 @@ class Auth:
             raise _Failure(unknown.reason) from None
         except TokenRefused as refused:
             raise _Failure(refused.reason) from None
-        identity = attrs.evolve(identity, tokens=token_ids(identity.jti, credential))
         if self.issuing.is_over(identity):
             raise _Failure("session over")
         return identity
@@ -243,9 +285,11 @@ class Auth:
     def _issue_ticket(self, message: IssueTicket) -> Ticket | Refused:
         """Where authentication is off, whoever shows nothing may have a ticket for what he may do anyway."""
         try:
-            identity = self._identify("ws", "token" if message.credential else "anonymous", message.credential)
+            identity = self._identify("ws", message.scheme if message.credential else "anonymous", message.credential)
         except _Failure as failure:
             return self._fail("ws", message.peer_ip, str(failure))
+        if self.barred.refuses_principal(identity.principal):
+            return _BLOCKED
         ticket = secrets.token_urlsafe(32)
         if not self.tickets.issue(ticket, time.monotonic_ns(), identity):
             self.counters.tickets_refused += 1
@@ -267,6 +311,9 @@ class Auth:
             detail = "a session is issued for a static token or a client certificate"
             self._reply(delivery, Refused("forbidden", detail=detail))
             return
+        if self.barred.refuses_principal(identity.principal):
+            self._reply(delivery, _BLOCKED)
+            return
         self.issuing.issue(delivery, message, identity)
 
     def _show(self, message: ShowSession) -> Description | Refused:
@@ -274,10 +321,15 @@ class Auth:
             identity = self._identify("ws", message.scheme, message.credential)
         except _Failure as failure:
             return self._fail("ws", message.peer_ip, str(failure))
+        if self.barred.refuses_principal(identity.principal):
+            return _BLOCKED
         return Description(self.issuing.show(identity))
 
     def _fail(self, listener: str, peer_ip: str, failure: str, asked: Authenticate | None = None) -> Refused:
         self.counters.failed += 1
+        self.barred.failed(
+            self.barred.subject(peer_ip, asked.principal if asked is not None else ""), time.monotonic_ns()
+        )
         self._record("auth.failed", listener, peer_ip, {}, failure, asked=asked)
         return Refused("auth")
 

@@ -40,7 +40,7 @@ from ipc.messages import (
 
 from .audit_ring import AuditRing
 from .block_store import BlockStore
-from .policy.address_set import AddressSet, canonical
+from .policy.address_set import AddressSet
 from .policy.blocks import PRINCIPAL, Block, Blocks
 from .policy.client_key import client_key
 from .policy.scoring import OFFENCES, Forgiven, ScoreRecord, Scoring, ScoringRule
@@ -105,6 +105,7 @@ class Blocking:
         self._to_write = trio.Event()
         self._waiting: list[tuple[Delivery, Done]] = []  # operators' answers, for when ``_unwritten`` is written
         self._said_full = False
+        self._said_evicting = False
 
     def restore(self, kept: Iterable[Block]) -> None:
         """After the journal was read: bring blocks back, and block whom the last incarnation was about to block.
@@ -156,11 +157,12 @@ class Blocking:
             block = self.blocks.block(key, now_ms, reason)
             if block is not None:
                 self._enforced(block)
+                self._evicted()
             elif self.blocks.get(key, now_ms) is not None:
                 self._record(Forgiven(key))  # the block is there, only this had not been noted
             elif not self._said_full:
                 self._said_full = True
-                log.error("%d addresses are blocked, more than that is not kept: no further one is", len(self.blocks))
+                log.error("operators have blocked %d addresses, more than that is not kept", len(self.blocks))
 
     def _operator_blocks(self, delivery: Delivery, message: BlockClient) -> Done | None:
         try:
@@ -170,12 +172,13 @@ class Blocking:
         lasts_ms = message.lasts_ms or self.blocks.duration_ms
         if not 0 < lasts_ms <= LONGEST_OPERATORS_MS:
             return Done(False, "a block lasts between a millisecond and ten years")
-        if self._is_trusted(message.target):
-            return Done(False, "this is one of TRUSTED_PROXIES, which are never blocked")
+        if self._is_trusted(key):
+            return Done(False, f"{key.removeprefix('ip:')} holds one of TRUSTED_PROXIES, which are never blocked")
         block = self.blocks.block_by_operator(key, _wall_ms(), lasts_ms)
         if block is None:
             return Done(False, "too many blocks are in force")
         self._enforced(block)
+        self._evicted()
         self._waiting.append((delivery, Done(True, key)))
         return None
 
@@ -189,6 +192,7 @@ class Blocking:
         self._record(Forgiven(key))
         self._write(key, None)
         if lifted is None:
+            self._tell(Unblocked([key]))  # auth may have counted failures that led to no block
             return Done(False, "no block of this address or principal is in force")
         self._lifted([lifted], "operator")
         self._waiting.append((delivery, Done(True, key)))
@@ -205,8 +209,12 @@ class Blocking:
         except ValueError:
             raise ValueError("neither an IP address nor principal:NAME") from None
 
-    def _is_trusted(self, target: str) -> bool:
-        return not target.startswith(PRINCIPAL) and canonical(target) in self._trusted
+    def _is_trusted(self, key: str) -> bool:
+        """Whether a block of this key would be one of a trusted proxy, too: an IPv6 address is blocked by its /64."""
+        if key.startswith(PRINCIPAL) or not self._trusted:
+            return False
+        address, _, bits = key.removeprefix("ip:").partition("/")
+        return self._trusted.meets(f"{address.partition('%')[0]}/{bits}" if bits else address)
 
     def _listing(self, message: ListBlocks) -> BlockListing:
         now_ms = _wall_ms()
@@ -238,6 +246,18 @@ class Blocking:
         for block in blocks:
             self._event("ip.unblocked", block, reason, "info")
         self._wake()
+
+    def _evicted(self) -> None:
+        """Blocks that had to make room for worse ones are over."""
+        evicted = self.blocks.take_evicted()
+        if not evicted:
+            return
+        if not self._said_evicting:
+            self._said_evicting = True
+            log.warning("%d addresses are blocked: from now on the block that ends first makes room", len(self.blocks))
+        for block in evicted:
+            self._write(block.key, None)
+        self._lifted(evicted, "room")
 
     def sweep(self, now: int) -> None:
         """What happens by the clock."""

@@ -11,8 +11,8 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal, get_args
 
 import attrs
 import jwt
@@ -43,26 +43,32 @@ from ipc.messages import (
 )
 
 from .audit_ring import AuditRing
+from .kept_records import KeptRecords
 from .policy.client_key import client_key, limit_keys
-from .policy.identity import LONGEST_CREDENTIAL, Identity
+from .policy.identity import Identity, digest
+from .policy.jws import TokenRefused, parse
 from .policy.session_tokens import (
     HANDLE_BYTES,
     SALT_BYTES,
     Presented,
     client_mark,
+    jti_id,
     make,
     session_key,
+    static_name,
     take_apart,
-    token_id,
+    token_ids,
 )
-from .policy.sessions import Ended, Limits, RefusedRefresh, Session, Sessions
+from .policy.sessions import Ended, Limits, Over, RefusedRefresh, Session, Sessions
+from .policy.strict_json import strict_object
 from .session_store import Content, SessionStore
 
 log = logging.getLogger("portcullis.auth")
 
 _RETRY_MS: Final = 1000
 _TOUCH_MS: Final = 5_000  # how often the times of use are written
-_LONGEST_NAME: Final = 512
+_LONGEST_NAME: Final = 1024
+_BLOCKED: Final = Refused("block", detail="this principal is blocked")
 _NO_KEY: Final = "JWT_SECRET is not set, so the gateway issues no tokens"
 
 _RETURNS: Final = msgspec.json.Encoder()
@@ -75,6 +81,8 @@ def _wall_ms() -> int:
 class Issuing:
     """Args:
     verify: whose access token this is, were it not revoked; None for what is no valid one.
+    stands: whether the settings still hold what such a ``Identity.standing`` names.
+    is_blocked: whether a principal is.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Issuing:
         store: SessionStore,
         verify: Callable[[str], Identity | None],
         stands: Callable[[str], bool],
+        is_blocked: Callable[[str], bool] = lambda _principal: False,
     ) -> None:
         settings = context.settings
         self.settings = settings
@@ -92,6 +101,7 @@ class Issuing:
         self._store = store
         self._verify = verify
         self._stands = stands
+        self._is_blocked = is_blocked
         keys = session_key(settings.session_secret, settings.jwt_secret), session_key("", settings.jwt_secret_previous)
         self._keys = [key for key in keys if key]
         self._limits = Limits(
@@ -106,12 +116,24 @@ class Issuing:
         self._next_touch_ms = 0
         self._next_cleanup_ms = 0
         self._stale = False
+        self._kept = KeptRecords(audit)
+        self._unwritten_ends: set[str] = set()  # of sessions, told already: the disk did not take them
+        self._name_key = b""
         self.sessions = Sessions(self._limits)
         self.reload(store.load())
 
     def reload(self, content: Content) -> None:
-        """Make the book anew from what the disk holds."""
+        """Make the book anew from what the disk holds, without what has ended in spite of it."""
         self.sessions = Sessions(self._limits, content.sessions, content.revocations)
+        self._kept.adopt(content.records, self.sessions.changes)
+        self._name_key = content.name_key
+        for handle in self._unwritten_ends:
+            self.sessions.end(handle)
+        # Whoever took a token out of the configuration wants nobody in by it any more.
+        gone = [one for one in self.sessions.all() if one.standing and not self._stands(one.standing)]
+        for session in gone:
+            self.sessions.end(session.handle)
+        self._removed: list[tuple[Session, Ended]] = [(session, "token removed") for session in gone]
         self._stale = False
 
     def describe(self) -> dict[str, int]:
@@ -159,10 +181,14 @@ class Issuing:
         self.sessions.touch(session.handle, _wall_ms())
         return self._identity(session)
 
-    def is_revoked(self, jti: str, digest: str, sub: str, iat: float, /) -> bool:
-        """Whether a JWT was revoked; ``digest`` is its SHA-256 in hexadecimal, ``iat`` seconds since the epoch."""
-        ids = [f"token:{digest}", *([token_id("jti", jti)] if jti else [])]
-        return self.sessions.is_revoked(ids, sub, round(iat * 1000))
+    def is_revoked(self, identity: Identity) -> bool:
+        """Whether the credential itself was revoked, or its principal.
+
+        A session ends with its principal's revocation; what is issued after that is good, to the second too that an
+        access token can't tell apart.
+        """
+        principal = "" if identity.family else identity.principal
+        return self.sessions.is_revoked(identity.tokens, principal, identity.issued_ms)
 
     def is_over(self, identity: Identity) -> bool:
         """Whether a credential that was right has been revoked, or its session or its time has ended.
@@ -173,11 +199,13 @@ class Issuing:
         if identity.expires_at_ms and now >= identity.expires_at_ms:
             return True
         if identity.family:
+            session = self.sessions.find(identity.family, now)
+            # Of another's session: a token that the gateway never issued, whoever signed it.
+            if session is None or session.principal != identity.principal or self.is_revoked(identity):
+                return True
             self.sessions.touch(identity.family, now)
-            return self.sessions.find(identity.family, now) is None
-        return identity.issued_ms > 0 and self.sessions.is_revoked(
-            identity.tokens, identity.principal, identity.issued_ms
-        )
+            return False
+        return identity.issued_ms > 0 and self.is_revoked(identity)
 
     def grant(self, identity: Identity, peer_ip: str) -> Grant:
         """Raises ValueError for a peer that has no IP address."""
@@ -190,7 +218,8 @@ class Issuing:
             limit_keys=limit_keys(self.settings.rate_limit_key, peer_ip, identity.principal),
             family=identity.family,
             tokens=identity.tokens,
-            issued_ms=(identity.issued_ms or _wall_ms()) if identity.principal else 0,
+            # By our own clock: the leeway with which the revocation of a principal is compared is not for it.
+            issued_ms=(identity.issued_ms or _wall_ms() + self.settings.jwt_leeway_ms) if identity.principal else 0,
             standing=identity.standing,
         )
 
@@ -198,7 +227,7 @@ class Issuing:
         return Identity(
             principal=session.principal,
             scopes=session.scopes,
-            expires_at_ms=session.created_ms + self._limits.absolute_ms,
+            expires_at_ms=self.sessions.latest_ms(session),
             jti="",
             session=session.handle,
             family=session.handle,
@@ -213,10 +242,14 @@ class Issuing:
             self._answer(delivery, Refused("unsupported", detail=_NO_KEY))
             return
         now = _wall_ms()
+        principal = identity.principal or self._name_of(identity)
+        if self._is_blocked(principal):
+            self._answer(delivery, _BLOCKED)
+            return
         wanted = Session(
             handle=message.nonce,
             salt=secrets.token_bytes(SALT_BYTES),
-            principal=identity.principal or self._name_of(message.credential),
+            principal=principal,
             scopes=identity.scopes,
             created_ms=now,
             used_ms=now,
@@ -224,6 +257,9 @@ class Issuing:
             rotated_ms=now,
             access_ms=self._limits.access_ms,
             client=client_mark(self._keys[0], client_key(message.peer_ip)),
+            not_after_ms=identity.expires_at_ms,
+            # A token that was made up for one run is in no configuration that it could be taken out of.
+            standing="" if "ws" in self.settings.made_up_tokens else identity.standing,
         )
         session = self.sessions.open(wanted, now)
         if isinstance(session, str):
@@ -244,14 +280,16 @@ class Issuing:
 
         self._commit(delivery, committed)
 
-    def _name_of(self, credential: str) -> str:
+    def _name_of(self, identity: Identity) -> str:
         """A static token has no name; what it gets here tells nothing of it, and stays the same."""
-        return f"static-{client_mark(self._keys[0], 'static ' + credential).hex()[:12]}"
+        return static_name(self._name_key, bytes.fromhex(identity.standing.partition(":")[2]))
 
     def _tokens(self, session: Session, peer_ip: str) -> TokenSet:
         key = self._keys[0]
         issued = session.rotated_ms // 1000
         expires = issued + max(1, session.access_ms // 1000)
+        if session.not_after_ms:
+            expires = max(issued + 1, min(expires, session.not_after_ms // 1000))
         # From the session alone, so that the same question always gets the same answer.
         jti = f"{session.handle}-{session.generation}"
         claims = {
@@ -271,7 +309,7 @@ class Issuing:
             issuer="own",
             expires_at_ms=expires * 1000 + self.settings.jwt_leeway_ms,
             issued_ms=issued * 1000,
-            tokens=token_ids(jti, access),
+            tokens=token_ids(access, self.settings.jwt_issuer, jti),
         )
         return TokenSet(
             access_token=access,
@@ -285,7 +323,14 @@ class Issuing:
         if not self.settings.jwt_secret or not self._keys:
             self._answer(delivery, Refused("unsupported", detail=_NO_KEY))
             return
+        if self._stale:  # what the book says of a rotation that was not written must make a thief of nobody
+            self._reply(delivery, Refused("unavailable", _RETRY_MS, "sessions can't be written now"))
+            return
         presented = take_apart(message.refresh_token)
+        bearer = self.sessions.of_token(presented, self._keys, _wall_ms()) if presented is not None else None
+        if bearer is not None and self._is_blocked(bearer.principal):  # before anything is rotated
+            self._answer(delivery, _BLOCKED)
+            return
         clients = [client_mark(key, client_key(message.peer_ip)) for key in self._keys]
         outcome = (
             self.sessions.refresh(presented, self._keys, clients, _wall_ms())
@@ -293,18 +338,17 @@ class Issuing:
             else RefusedRefresh("unknown")
         )
         if isinstance(outcome, RefusedRefresh):
-            victim = outcome.session
+            refused = Refused("auth", detail="the refresh token is not valid")
+            if outcome.session is not None:
+                self._reused(delivery, outcome.session, message.peer_ip, refused)
+                return
 
-            def refused() -> None:
-                if victim is not None:
-                    self._record("token.reused", message.peer_ip, victim, reason="refresh token used twice", bad=True)
-                    self._ended([(victim, "reuse")])
-                else:
-                    reason = f"refresh token {outcome.reason}"
-                    self._record("auth.failed", message.peer_ip, None, reason=reason, bad=True)
-                self._reply(delivery, Refused("auth", detail="the refresh token is not valid"))
+            def unknown() -> None:
+                reason = f"refresh token {outcome.reason}"
+                self._record("auth.failed", message.peer_ip, None, reason=reason, bad=True)
+                self._reply(delivery, refused)
 
-            self._commit(delivery, refused)
+            self._commit(delivery, unknown)
             return
         session = outcome.session
 
@@ -314,6 +358,24 @@ class Issuing:
             self._reply(delivery, self._tokens(session, message.peer_ip))
 
         self._commit(delivery, committed)
+
+    def _reused(self, delivery: Delivery, victim: Session, peer_ip: str, answer: Refused) -> None:
+        """A refresh token was used twice: the session is over, whether or not the disk takes it now."""
+        reason = "refresh token used twice"
+        ended: list[tuple[Session, Ended]] = [(victim, "reuse")]
+        events = [self._event("token.reused", peer_ip, victim, reason=reason, bad=True), *self._end_events(ended)]
+
+        def told() -> None:
+            self._tell_ended(ended)
+            self._reply(delivery, answer)
+
+        def unwritten() -> None:
+            self._unwritten_ends.add(victim.handle)
+            for event in events:
+                self._audit.record(event)
+            told()
+
+        self._commit(delivery, told, events, unwritten)
 
     # --- ends --------------------------------------------------------------------------------------------------
 
@@ -334,13 +396,14 @@ class Issuing:
         if session is not None:
             self.sessions.end(session.handle)
 
+        ended: list[tuple[Session, Ended]] = [(session, "revoked")] if session is not None else []
+        events = [self._event("token.revoked", peer_ip, one) for one, _ in ended]
+
         def committed() -> None:
-            if session is not None:
-                self._record("token.revoked", peer_ip, session)
-                self._ended([(session, "revoked")])
+            self._tell_ended(ended)
             self._reply(delivery, Done(ok=True))
 
-        self._commit(delivery, committed)
+        self._commit(delivery, committed, [*events, *self._end_events(ended)])
 
     def _revoke_ids(
         self, delivery: Delivery, ids: tuple[str, ...], expires_at_ms: int, principal: str, peer_ip: str
@@ -354,66 +417,75 @@ class Issuing:
             return
 
         def committed() -> None:
-            self._record("token.revoked", peer_ip, None, principal=principal)
             self._reply(delivery, Done(ok=True))
             self._tell(Revoked(tokens=stored))
 
-        self._commit(delivery, committed)
+        self._commit(delivery, committed, [self._event("token.revoked", peer_ip, None, principal=principal)])
 
     def _logout(self, delivery: Delivery, message: Logout) -> None:
         if not message.family and message.tokens:
             self._revoke_ids(delivery, message.tokens, message.expires_at_ms, "", "")
             return
         session = self.sessions.end(message.family) if message.family else None
+        ended: list[tuple[Session, Ended]] = [(session, "logout")] if session is not None else []
 
         def committed() -> None:
             self._reply(delivery, Done(ok=True))  # first, so that the client hears of it before its connection ends
-            if session is not None:
-                self._ended([(session, "logout")])
+            self._tell_ended(ended)
 
-        self._commit(delivery, committed)
+        self._commit(delivery, committed, self._end_events(ended))
 
     def _revoke_for_operator(self, delivery: Delivery, message: RevokeTokens) -> None:
+        """Of a token that isn't ours to judge its form alone is looked at: an operator may name it before it is valid,
+        or while the issuer's keys can't be read."""
         now = _wall_ms()
         until = self._longest(now)
         ended: list[Session] = []
         tokens: list[str] = []
+        name = message.jti or message.principal
+        if len(name) > _LONGEST_NAME or self._is_static_token(name):
+            self._answer(delivery, Done(ok=False, detail="this is no name of a principal or a token"))
+            return
         if message.token:
             presented = take_apart(message.token)
             if presented is not None:
                 session = self.sessions.of_token(presented, self._keys, now)
                 ended += [session] if session is not None else []
-            elif len(message.token) <= LONGEST_CREDENTIAL and message.token.count(".") == 2:
-                tokens.append(token_id("token", message.token))
-                jti = _unverified_jti(message.token)
-                tokens += [token_id("jti", jti)] if jti else []
+            else:
+                tokens += _unverified_ids(message.token)
         if message.jti:
-            tokens.append(token_id("jti", message.jti))
+            tokens.append(jti_id(self.settings.jwt_issuer, message.jti))
         principals: tuple[tuple[str, int], ...] = ()
         if message.principal:
-            principals = ((message.principal[:_LONGEST_NAME], now),)
+            # A token that was issued before this moment may say so much later, by its issuer's clock.
+            principals = ((message.principal, now + self.settings.jwt_leeway_ms),)
             ended += self.sessions.of_principal(message.principal)
         if not (ended or tokens or principals):
             self._answer(delivery, Done(ok=False, detail="this is neither a live session's nor a signed token"))
             return
         kept = True  # all of them are tried
         for value in tokens:
-            kept &= self.sessions.revoke("token", value, now, until)
-        for name, at in principals:
-            kept &= self.sessions.revoke("principal", name, at, until)
+            kept &= self.sessions.revoke("token", value, now, until, operator=True)
+        for principal, at in principals:
+            kept &= self.sessions.revoke("principal", principal, at, until, operator=True)
         for session in ended:
             self.sessions.end(session.handle)
+        whose = message.principal or (ended[0].principal if ended else "")
+        over: list[tuple[Session, Ended]] = [(session, "operator") for session in ended]
+        revoked = self._event("token.revoked", "", None, principal=whose, reason="operator")
 
         def committed() -> None:
-            name = message.principal or (ended[0].principal if ended else "")
-            self._record("token.revoked", "", None, principal=name, reason="operator")
-            self._ended([(session, "operator") for session in ended])
+            self._tell_ended(over)
             if tokens or principals:
                 self._tell(Revoked(tokens=tuple(tokens), principals=principals))
             detail = f"{len(ended)} sessions ended" if kept else "there is no room for more revocations"
             self._reply(delivery, Done(ok=kept, detail=detail))
 
-        self._commit(delivery, committed)
+        self._commit(delivery, committed, [revoked, *self._end_events(over)])
+
+    def _is_static_token(self, text: str) -> bool:
+        presented = digest(text)
+        return presented is not None and any(self._stands(f"{one}:{presented.hex()}") for one in ("ws", "tcp"))
 
     def _end_for_operator(self, delivery: Delivery, message: EndSession) -> None:
         session = self.sessions.end(message.session)
@@ -421,11 +493,13 @@ class Issuing:
             self._answer(delivery, Done(ok=False, detail="no session has this id"))
             return
 
+        ended: list[tuple[Session, Ended]] = [(session, "operator")]
+
         def committed() -> None:
-            self._ended([(session, "operator")])
+            self._tell_ended(ended)
             self._reply(delivery, Done(ok=True))
 
-        self._commit(delivery, committed)
+        self._commit(delivery, committed, self._end_events(ended))
 
     def _longest(self, now: int) -> int:
         """Until when a token of any time before may be valid."""
@@ -441,15 +515,17 @@ class Issuing:
             or self.sessions.is_revoked(tokens, principal if not family else "", issued_ms)
         ]
 
-    def _ended(self, ended: Iterable[tuple[Session, Ended]]) -> None:
+    def _end_events(self, ended: Iterable[tuple[Session, Ended]]) -> list[AuditEvent]:
+        return [
+            self._event("session.expired" if why in get_args(Over) else "session.ended", "", session, reason=why)
+            for session, why in ended
+        ]
+
+    def _tell_ended(self, ended: Iterable[tuple[Session, Ended]]) -> None:
         """These are over, and the disk knows: say so."""
-        handles = []
-        for session, why in ended:
-            event = "session.expired" if why in ("idle", "absolute") else "session.ended"
-            self._record(event, "", session, reason=why)
-            handles.append(session.handle)
+        handles = tuple(session.handle for session, _ in ended)
         if handles:
-            self._tell(Revoked(sessions=tuple(handles)))
+            self._tell(Revoked(sessions=handles))
 
     # --- the clock ---------------------------------------------------------------------------------------------
 
@@ -458,7 +534,9 @@ class Issuing:
         if self._stale:
             return
         now = _wall_ms()
-        over = self.sessions.sweep(now)
+        over: list[tuple[Session, Ended]] = [*self._removed, *self.sessions.sweep(now)]
+        self._removed = []
+        self._kept.drop_acknowledged(self.sessions.changes)
         if now >= self._next_touch_ms or self._next_touch_ms - now > _TOUCH_MS:
             self._next_touch_ms = now + min(_TOUCH_MS, max(100, self._limits.idle_ms // 4))
             self.sessions.note_touched()
@@ -467,7 +545,7 @@ class Issuing:
             self._next_cleanup_ms = now + cleanup
             self.sessions.forget_revocations(now)
         if self.sessions.changes:
-            self._commit(None, lambda: self._ended(over))
+            self._commit(None, lambda: self._tell_ended(over), self._end_events(over))
         for name, untold in list(self._untold.items()):
             del self._untold[name]
             for message in untold:
@@ -475,18 +553,31 @@ class Issuing:
 
     # --- the disk ----------------------------------------------------------------------------------------------
 
-    def _commit(self, delivery: Delivery | None, done: Callable[[], None]) -> None:
-        """Have everything that was decided so far on the disk, then say so.
+    def _commit(
+        self,
+        delivery: Delivery | None,
+        done: Callable[[], None],
+        events: Sequence[AuditEvent] = (),
+        unwritten: Callable[[], None] | None = None,
+    ) -> None:
+        """Have everything that was decided so far on the disk, and the events with it, then record those and say so.
 
-        If it can't be written, nothing of it is said, and the book is made anew from what the disk holds.
+        If it can't be written, nothing of it is said, and the book is made anew from what the disk holds. ``unwritten``
+        is for what holds all the same.
         """
+        kept = [(self._kept.keep(event, self.sessions.changes), event) for event in events]
 
         def committed(error: sqlite3.Error | None) -> None:
             if error is None and not self._stale:
+                self._unwritten_ends.clear()  # they were among the first changes to the book that was made anew
+                for number, event in kept:
+                    self._kept.publish(number, event)
                 done()
                 return
             self._stale = True
-            if delivery is not None:
+            if unwritten is not None:
+                unwritten()
+            elif delivery is not None:
                 self._reply(delivery, Refused("unavailable", _RETRY_MS, "sessions can't be written now"))
 
         self._store.commit(self.sessions.take_changes(), committed)
@@ -551,6 +642,12 @@ class Issuing:
         return _RETURNS.encode(document)
 
     def _record(
+        self, event: str, peer_ip: str, session: Session | None, *, reason: str = "", bad: bool = False,
+        refused: bool = False,
+    ) -> None:  # fmt: skip
+        self._audit.record(self._event(event, peer_ip, session, reason=reason, bad=bad, refused=refused))
+
+    def _event(
         self,
         event: str,
         peer_ip: str,
@@ -560,35 +657,29 @@ class Issuing:
         principal: str = "",
         bad: bool = False,
         refused: bool = False,
-    ) -> None:
+    ) -> AuditEvent:
         outcome: Literal["success", "failure", "refused"] = "refused" if refused else "failure" if bad else "success"
-        self._audit.record(
-            AuditEvent(
-                event=event,
-                severity="warning" if bad or refused else "info",
-                outcome=outcome,
-                time_ns=time.time_ns(),
-                peer_ip=peer_ip,
-                principal=session.principal if session is not None else principal,
-                reason=reason,
-                detail={"session": session.handle} if session is not None else {},
-            )
+        return AuditEvent(
+            event=event,
+            severity="warning" if bad or refused else "info",
+            outcome=outcome,
+            time_ns=time.time_ns(),
+            peer_ip=peer_ip,
+            principal=session.principal if session is not None else principal,
+            reason=reason,
+            detail={"session": session.handle} if session is not None else {},
         )
 
 
-def _unverified_jti(token: str) -> str:
-    """An operator names a token to be refused: whether it is a valid one does not matter."""
+def _unverified_ids(token: str) -> tuple[str, ...]:
+    """The names of a token whose signature does not matter; none for what is no token."""
     try:
-        claims = jwt.decode_complete(token, options={"verify_signature": False})["payload"]
-    except (jwt.PyJWTError, ValueError, RecursionError):
-        return ""
-    jti = claims.get("jti")
-    return jti if isinstance(jti, str) else ""
-
-
-def token_ids(jti: str, token: str) -> tuple[str, ...]:
-    """The names under which a JWT can be revoked, the one that says most at the end."""
-    return (token_id("token", token), *((token_id("jti", jti),) if jti else ()))
+        claims = strict_object(parse(token).payload)
+    except (TokenRefused, ValueError):
+        return ()
+    issuer, jti = claims.get("iss"), claims.get("jti")
+    named = isinstance(issuer, str) and isinstance(jti, str)
+    return token_ids(token, str(issuer), str(jti)) if named else token_ids(token, "", "")
 
 
 def is_nonce(text: str) -> bool:

@@ -22,6 +22,7 @@ from ipc.settings import Settings
 
 from .audit_ring import AuditRing
 from .jwks_fetch import FetchFailed, fetch_jwks
+from .kept_keys import KeptKeys
 from .policy.jwks import MAX_SET, KeySet, UnusableKeys, parse_jwks
 
 log = logging.getLogger("portcullis.auth")
@@ -63,6 +64,7 @@ class KeySource:
     audit: for beginnings and ends of failures, and for changes.
     changed: is given every new set.
     settled: is called after each reading, good or bad.
+    kept: the last good set of earlier incarnations, and where this one's goes.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class KeySource:
         settled: Callable[[], None],
         pace: Pace,
         *,
+        kept: KeptKeys | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._read = read
@@ -84,6 +87,7 @@ class KeySource:
         self._changed = changed
         self._settled = settled
         self._pace = pace
+        self._kept = kept
         self._clock = clock
         self._text: bytes | None = None  # of the last good reading
         self._keys = 0
@@ -116,6 +120,8 @@ class KeySource:
 
     async def run(self) -> None:
         """Read for ever. Raises nothing that the source could cause."""
+        if self._kept is not None:
+            await self._remember(self._kept)
         while True:
             self._reading = True
             self._wanted = trio.Event()
@@ -129,6 +135,20 @@ class KeySource:
             self._settled()
             with trio.move_on_after(self._wait_ns / _S):
                 await self._wanted.wait()
+
+    async def _remember(self, kept: KeptKeys) -> None:
+        """Begin with the last good set; whether its source still has it, the first reading says."""
+        try:
+            text = await trio.to_thread.run_sync(kept.load)
+            keys = await trio.to_thread.run_sync(parse_jwks, text, self._algorithms) if text is not None else KeySet()
+        except (OSError, UnusableKeys) as error:
+            log.warning("%s: the keys of before can't be used: %s", self._origin, error)
+            return
+        if text is not None:
+            self._text = text
+            self._keys = len(keys)
+            self._changed(keys)
+            self._settled()
 
     async def _renew(self) -> None:
         self._readings += 1
@@ -149,11 +169,20 @@ class KeySource:
             self._text = text
             self._keys = len(keys)
             self._changed(keys)
+            await self._keep(text)
             skipped = ", ".join(f"{count} skipped: {why}" for why, count in keys.skipped.items())
             log.info("%s: %d keys%s", self._origin, len(keys), f" ({skipped})" if skipped else "")
             if not self._failure:
                 self._record("config.reloaded", "", len(keys))
             self._good()
+
+    async def _keep(self, text: bytes) -> None:
+        if self._kept is None:
+            return
+        try:
+            await trio.to_thread.run_sync(self._kept.save, text)
+        except OSError as error:
+            log.warning("%s: the keys can't be kept for a restart: %s", self._origin, error.strerror)
 
     def _good(self) -> None:
         if self._failure:
@@ -222,8 +251,11 @@ def key_source(
 ) -> KeySource | None:
     """The source that is configured, or None."""
     common = (settings.jwt_jwks_algorithms, audit, changed, settled)
+    named = settings.jwt_jwks_url or settings.jwt_jwks_file
+    if not named:
+        return None
+    kept = KeptKeys(settings.state_dir, f"{settings.jwt_jwks_issuer}\n{named}")
     if settings.jwt_jwks_url:
-        return KeySource(functools.partial(fetch_jwks, settings.jwt_jwks_url), "JWT_JWKS_URL", *common, URL_PACE)
-    if settings.jwt_jwks_file:
-        return KeySource(KeyFile(settings.jwt_jwks_file).read, "JWT_JWKS_FILE", *common, FILE_PACE)
-    return None
+        fetch = functools.partial(fetch_jwks, named)
+        return KeySource(fetch, "JWT_JWKS_URL", *common, URL_PACE, kept=kept)
+    return KeySource(KeyFile(named).read, "JWT_JWKS_FILE", *common, FILE_PACE, kept=kept)

@@ -136,9 +136,9 @@ class LeaseBook:
         return max(0, math.ceil((budget.exhausted.get(cost, 0) - now) / 1e6))
 
     def outlook(self, keys: Keys, now: int) -> Outlook | None:
-        """What the client has left, as far as is known here."""
+        """What the client has left, as far as is known here; None: nothing is known, since no lease has come yet."""
         budget = self._budgets.get(keys)
-        if budget is None:
+        if budget is None or not budget.more_at_ns:
             return None
         here = sum(lease.left for lease in budget.held if now < lease.until_ns)
         reset_ms = max(0, math.ceil((budget.more_at_ns - now) / 1e6))
@@ -202,6 +202,8 @@ class LeaseBook:
         if budget is not None:
             budget.asking = False
             until_ns = now + max(1, answer.retry_after_ms) * 1_000_000
+            if 2 * len(self._budgets) > self._capacity:  # a flood of clients that are over the limit: not all are kept
+                until_ns = min(until_ns, now + _MEMORY_NS)
             budget.exhausted[budget.asked_for] = until_ns
             self._forget_later(budget, until_ns)
 

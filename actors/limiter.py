@@ -34,6 +34,8 @@ from ipc.messages import (
     Describe,
     Description,
     Drain,
+    Established,
+    Evict,
     Exhausted,
     Lease,
     LeaseReport,
@@ -76,6 +78,8 @@ _PARKED_NS = 5_000_000_000  # for a question without a deadline
 _SWEEP_NS = 1_000_000_000
 _SWEEP_KEYS = 256
 _RETRY_MS = 1000
+# How long a newcomer waits for the one that makes room for it: far more than that takes, less than clients wait.
+_ROOM_NS = 2_000_000_000
 _BURST = 1  # its place among the window rules
 # A limiter that comes back finds the channels to live acceptors still being joined. For so long one that isn't up
 # yet is waited for, as if it were.
@@ -91,6 +95,7 @@ class Counters:
     refused_limit: int = 0
     refused_rate: int = 0
     refused_unavailable: int = 0
+    evicted: int = 0
     leases: int = 0
     units_granted: int = 0
     exhausted: int = 0
@@ -108,6 +113,16 @@ class _Acceptor:
     address: Address
     incarnation: int = 0  # that runs now; 0: none does
     synced: int = 0  # the incarnation whose connections are known
+
+
+@attrs.define
+class _Newcomer:
+    """Waits for ``leaving`` (acceptor, session) to go."""
+
+    delivery: Delivery
+    message: Admit
+    until_ns: int
+    leaving: tuple[str, int]
 
 
 class Limiter:
@@ -130,8 +145,10 @@ class Limiter:
         self.alarm = Alarm()
         self.draining = False
         self._acceptors: dict[str, _Acceptor] = {}
+        self._auth = _Acceptor(context.address("auth"))  # is told of blocks, too
         self._parked: deque[tuple[int, Delivery]] = deque()
         self._recalls = Recalls()
+        self._newcomers: list[_Newcomer] = []  # in the order of their coming; each has one that leaves for it
         self._records: list[Record] = []
         self._answers: list[tuple[Delivery, Message]] = []
         self._encode = msgspec.msgpack.Encoder().encode
@@ -162,6 +179,7 @@ class Limiter:
         with ExitStack() as stack:
             for name in self.context.peers("acceptor"):
                 stack.callback(self._watch(name))
+            stack.callback(self._auth.address.watch(lambda _incarnation: self.alarm.ring()))
             self._stops = stack.pop_all()
         return self._stops.close
 
@@ -195,6 +213,16 @@ class Limiter:
             self.blocking.acceptor_down(name)
         self._record(self.leases.gone(name, incarnation, time.monotonic_ns()))
 
+    def _follow_auth(self) -> None:
+        incarnation = self._auth.address.incarnation
+        if incarnation == self._auth.incarnation:
+            return
+        self._auth.incarnation = incarnation
+        if incarnation:
+            self.blocking.acceptor_up("auth", self._auth.address)
+        else:
+            self.blocking.acceptor_down("auth")
+
     # --- one turn
 
     def serve(self, batch: Iterable[Delivery]) -> None:
@@ -202,6 +230,7 @@ class Limiter:
         now = time.monotonic_ns()
         for name in self._acceptors:  # their watches may not have been called yet
             self._follow(name)
+        self._follow_auth()
         for delivery in batch:
             self._take(delivery, now)
         self._decide_recalled(now)
@@ -212,6 +241,7 @@ class Limiter:
     def tick(self) -> None:
         """What happens by the clock: overdue leases, parked questions, idle keys."""
         now = time.monotonic_ns()
+        self._follow_auth()
         self._record(self.leases.overdue(now))
         self._decide_recalled(now)
         self._recount(now)
@@ -234,6 +264,8 @@ class Limiter:
             self._park(delivery, now)
         elif isinstance(message, Released):
             self.connections.release(message.acceptor, message.sessions)
+        elif isinstance(message, Established):
+            self.connections.settle(message.acceptor, message.sessions)
         elif isinstance(message, Resync):
             self._resync(message)
         elif isinstance(message, Offences | BlockClient | UnblockClient | ListBlocks):
@@ -326,34 +358,41 @@ class Limiter:
 
     def _recount(self, now: int) -> None:
         """Decide the parked questions if all that is alive is known."""
-        if not self._parked:
+        if not self._parked and not self._newcomers:
             return
         if any(self._is_awaited(acceptor, now) for acceptor in self._acceptors.values()):
-            waiting = self._parked
-            self._parked = deque(entry for entry in waiting if entry[0] > now)
-            for deadline_ns, delivery in waiting:
-                if deadline_ns <= now:
-                    self._answer(delivery, self._unavailable())
+            late = [delivery for deadline_ns, delivery in self._parked if deadline_ns <= now]
+            late += [newcomer.delivery for newcomer in self._newcomers if newcomer.until_ns <= now]
+            self._parked = deque(entry for entry in self._parked if entry[0] > now)
+            self._newcomers = [newcomer for newcomer in self._newcomers if newcomer.until_ns > now]
+            for delivery in late:
+                self._answer(delivery, self._unavailable())
             return
+        newcomers, self._newcomers = self._newcomers, []
+        for newcomer in newcomers:  # first: the places that become free are theirs
+            self._seat(newcomer, now)
         while self._parked:
             _, delivery = self._parked.popleft()
             message = delivery.message
             if isinstance(message, Admit):
-                self._answer(delivery, self._admit(message, now))
+                answer = self._admit(delivery, message, now)
+                if answer is not None:
+                    self._answer(delivery, answer)
 
     def _is_awaited(self, acceptor: _Acceptor, now: int) -> bool:
         if acceptor.incarnation == 0:
             return now < self._joined_at
         return acceptor.synced != acceptor.incarnation
 
-    def _admit(self, message: Admit, now: int) -> Message:
+    def _admit(self, delivery: Delivery, message: Admit, now: int) -> Message | None:
+        """None: it waits until somebody has made room for it."""
         acceptor = self._running(message.acceptor)
         if acceptor is None or acceptor.synced != acceptor.incarnation:
             return self._unavailable()
         placed = self.connections.is_known(message.acceptor, message.session)
         if placed and not (message.key and self.connections.is_nameless(message.acceptor, message.session)):
             return Admitted()  # asked again because an answer was lost
-        if self.blocking.refuses(message.key, exempt=message.exempt):
+        if not message.trusted and self.blocking.refuses(message.key, exempt=message.exempt):
             self.counters.refused_block += 1
             return Refused("block")
         if message.key:  # otherwise it is asked again when the client behind the proxy is known
@@ -361,15 +400,55 @@ class Limiter:
             if retry_at > now:
                 self.counters.refused_rate += 1
                 return Refused("rate", max(1, math.ceil((retry_at - now) / _MS)))
-            self._record(Connected(message.key, [now]))
-        if placed:
-            refusal = self.connections.address_refusal(message.key)
-        else:
-            refusal = self.connections.refusal(message.listener, message.key)
-        if refusal:
+            self._record(self.rate.connected(message.key, now))
+        refusal = self._refusal(message)
+        if not refusal:
+            return self._place(message)
+        return self._make_room(delivery, message, refusal, min(delivery.deadline_ns or now + _ROOM_NS, now + _ROOM_NS))
+
+    def _refusal(self, message: Admit) -> str:
+        if self.connections.is_known(message.acceptor, message.session):
+            return self.connections.address_refusal(message.key)
+        return self.connections.refusal(message.listener, message.key)
+
+    def _make_room(self, delivery: Delivery, message: Admit, refusal: str, until_ns: int) -> Refused | None:
+        """Have somebody leave who is not authenticated, for this one to take the place when it is free."""
+        leaving = self.connections.evict(refusal, message.listener, message.key, time.monotonic_ns())
+        acceptor = self._running(leaving[0]) if leaving is not None else None
+        if leaving is not None and acceptor is not None:
+            try:
+                acceptor.address.control(Evict([leaving[1]]))
+            except (ActorDown, MailboxFull):
+                log.debug("%s can't be told to make room", leaving[0])
+            else:
+                self.counters.evicted += 1
+                self._newcomers.append(_Newcomer(delivery, message, until_ns, leaving))
+                return None
+        self.counters.refused_limit += 1
+        return Refused("limit", _RETRY_MS, refusal)
+
+    def _seat(self, newcomer: _Newcomer, now: int) -> None:
+        """Look again whether there is a place for who waits for one."""
+        message = newcomer.message
+        acceptor = self._running(message.acceptor)
+        answer: Message | None
+        if acceptor is None or acceptor.synced != acceptor.incarnation:
+            answer = self._unavailable()
+        elif not (refusal := self._refusal(message)):
+            answer = self._place(message)
+        elif now >= newcomer.until_ns:
             self.counters.refused_limit += 1
-            return Refused("limit", _RETRY_MS, refusal)
-        self.connections.add(message.acceptor, message.session, message.listener, message.key)
+            answer = Refused("limit", _RETRY_MS, refusal)
+        elif self.connections.is_leaving(*newcomer.leaving):
+            self._newcomers.append(newcomer)
+            return
+        else:  # that one has authenticated in the last moment, or another took its place: somebody else, then
+            answer = self._make_room(newcomer.delivery, message, refusal, newcomer.until_ns)
+        if answer is not None:
+            self._answer(newcomer.delivery, answer)
+
+    def _place(self, message: Admit) -> Admitted:
+        self.connections.add(message.acceptor, message.session, message.listener, message.key, message.ripe_ns)
         self.counters.admitted += 1
         if message.key and self.shared.admitted(message.key):
             log.warning(
@@ -443,7 +522,7 @@ class Limiter:
     @property
     def next_due_ns(self) -> int:
         due = [self._next_sweep]
-        if self._parked and time.monotonic_ns() < self._joined_at:
+        if (self._parked or self._newcomers) and time.monotonic_ns() < self._joined_at:
             due.append(self._joined_at)
         if (recalled := self._recalls.next_due_ns) is not None:
             due.append(recalled)
@@ -452,6 +531,7 @@ class Limiter:
         if (telling := self.blocking.next_due_ns) is not None:
             due.append(telling)
         due.extend(deadline_ns for deadline_ns, _ in self._parked)
+        due.extend(newcomer.until_ns for newcomer in self._newcomers)
         return min(due)
 
     def describe(self) -> bytes:
@@ -483,6 +563,8 @@ class Limiter:
             self._answer(delivery, self._unavailable())
         for delivery in self._recalls.clear():
             self._answer(delivery, self._unavailable())
+        for newcomer in self._newcomers:
+            self._answer(newcomer.delivery, self._unavailable())
         self.blocking.close()
         self._commit()
         self._journal.close()

@@ -16,11 +16,14 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import attrs
+import msgspec
+
+from ipc.messages import AuditEvent
 
 from .journal import state_file
 from .policy.sessions import Changes, Revocation, Session
@@ -28,7 +31,7 @@ from .policy.sessions import Changes, Revocation, Session
 log = logging.getLogger("portcullis.auth")
 
 FILE: Final = "sessions.sqlite"
-VERSION: Final = 1
+VERSION: Final = 2
 _APPLICATION: Final = 0x50435353  # "PCSS"
 _BATCH: Final = 256
 _BUSY_S: Final = 2.0  # a backup command may hold a lock for a moment
@@ -37,13 +40,27 @@ _SCHEMA: Final = """
 CREATE TABLE sessions (
     handle TEXT PRIMARY KEY, salt BLOB NOT NULL, principal TEXT NOT NULL, scopes TEXT NOT NULL,
     created_ms INTEGER NOT NULL, used_ms INTEGER NOT NULL, generation INTEGER NOT NULL, rotated_ms INTEGER NOT NULL,
-    access_ms INTEGER NOT NULL, client BLOB NOT NULL
+    access_ms INTEGER NOT NULL, client BLOB NOT NULL, not_after_ms INTEGER NOT NULL DEFAULT 0,
+    standing TEXT NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE revocations (
     kind TEXT NOT NULL, value TEXT NOT NULL, at_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL,
     PRIMARY KEY (kind, value)
 ) STRICT, WITHOUT ROWID;
 """
+
+_ADDED_BY_2: Final = """
+CREATE TABLE records (number INTEGER PRIMARY KEY, event BLOB NOT NULL) STRICT;
+CREATE TABLE keys (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO keys VALUES ('static names', randomblob(32));
+"""
+_FROM_1_TO_2: Final = (
+    """
+ALTER TABLE sessions ADD COLUMN not_after_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN standing TEXT NOT NULL DEFAULT '';
+"""
+    + _ADDED_BY_2
+)
 
 
 class StoreUnusable(OSError):
@@ -52,8 +69,13 @@ class StoreUnusable(OSError):
 
 @attrs.frozen
 class Content:
+    """``records``: audit events of what was committed, by number, which may not have reached the audit log.
+    ``name_key``: of the names of static tokens' holders."""
+
     sessions: Sequence[Session] = ()
     revocations: Sequence[Revocation] = ()
+    records: Mapping[int, AuditEvent] = attrs.field(factory=dict)
+    name_key: bytes = attrs.field(default=b"", repr=False)
 
 
 @attrs.frozen
@@ -89,7 +111,7 @@ class SessionStore:
         try:
             with contextlib.closing(self._open()) as database:
                 return _read(database)
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, msgspec.MsgspecError) as error:
             raise self._unusable(error) from error
 
     def start(self) -> None:
@@ -189,14 +211,16 @@ def _prepare(database: sqlite3.Connection) -> None:
     is_new = version == 0 and not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if not is_new and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise sqlite3.DatabaseError("it is a database of something else")
-    if not is_new and version != VERSION:
+    if not is_new and version not in (1, VERSION):
         raise sqlite3.DatabaseError(f"its schema is of version {version}, this release knows {VERSION}")
     if database.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise sqlite3.OperationalError("write-ahead logging is not possible there")
     database.execute("PRAGMA synchronous=FULL")
     if is_new:
         pragmas = f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={VERSION};"
-        database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {pragmas} COMMIT;")
+        database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_ADDED_BY_2} {pragmas} COMMIT;")
+    elif version == 1:
+        database.executescript(f"BEGIN IMMEDIATE; {_FROM_1_TO_2} PRAGMA user_version={VERSION}; COMMIT;")
 
 
 def _read(database: sqlite3.Connection) -> Content:
@@ -204,14 +228,19 @@ def _read(database: sqlite3.Connection) -> Content:
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)
     sessions = [
-        Session(handle, salt, principal, tuple(scopes.split()), created, used, generation, rotated, access, client)
-        for handle, salt, principal, scopes, created, used, generation, rotated, access, client in database.execute(
-            "SELECT handle, salt, principal, scopes, created_ms, used_ms, generation, rotated_ms, access_ms, client"
-            " FROM sessions"
+        Session(handle, salt, principal, tuple(scopes.split()), *rest)
+        for handle, salt, principal, scopes, *rest in database.execute(
+            "SELECT handle, salt, principal, scopes, created_ms, used_ms, generation, rotated_ms, access_ms, client,"
+            " not_after_ms, standing FROM sessions"
         )
     ]
     revocations = [Revocation(*row) for row in database.execute("SELECT kind, value, at_ms, until_ms FROM revocations")]
-    return Content(sessions, revocations)
+    records = {
+        number: msgspec.msgpack.decode(event, type=AuditEvent)
+        for number, event in database.execute("SELECT number, event FROM records ORDER BY number")
+    }
+    (name_key,) = database.execute("SELECT value FROM keys WHERE name = 'static names'").fetchone()
+    return Content(sessions, revocations, records, name_key)
 
 
 def _write(database: sqlite3.Connection, batch: Sequence[Changes]) -> None:
@@ -230,6 +259,12 @@ def _write(database: sqlite3.Connection, batch: Sequence[Changes]) -> None:
                 else:
                     row = (*key, revocation.at_ms, revocation.until_ms)
                     database.execute("INSERT OR REPLACE INTO revocations VALUES (?, ?, ?, ?)", row)
+            for number, event in changes.records.items():
+                if event is None:
+                    database.execute("DELETE FROM records WHERE number = ?", (number,))
+                else:
+                    row_ = (number, msgspec.msgpack.encode(event))
+                    database.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", row_)
         database.execute("COMMIT")
     except BaseException:
         if database.in_transaction:
@@ -241,5 +276,6 @@ def _put(database: sqlite3.Connection, session: Session) -> None:
     row = (
         session.handle, session.salt, session.principal, " ".join(session.scopes), session.created_ms,
         session.used_ms, session.generation, session.rotated_ms, session.access_ms, session.client,
+        session.not_after_ms, session.standing,
     )  # fmt: skip
-    database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)

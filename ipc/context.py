@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .fdpass import DescriptorLink
     from .mailbox import Mailbox
     from .settings import Settings
+    from .tls_material import TlsMaterial
 
 
 @attrs.frozen
@@ -32,7 +33,7 @@ class Context:
     ``name`` is the actor's own (``acceptor.0``, ``limiter``). ``keep`` outlives the incarnation but not the worker
     process: what a restarted actor of the same name finds again. ``listeners`` changes when the supervisor hands
     listeners over (a ListenersChanged message follows each change), ``settings`` when the configuration is read anew
-    (SettingsChanged).
+    (SettingsChanged), ``tls`` with them (ReloadCertificates); it is None where TLS is off or not this worker's concern.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Context:
     renew: Callable[[], None]  # have this actor drained and started anew, in order: no failure
     keep: dict[str, Any] = attrs.field(factory=dict)
     listeners: list[Listener] = attrs.field(factory=list)
+    tls: TlsMaterial | None = attrs.field(default=None, repr=False)
     links: dict[str, DescriptorLink] = attrs.field(factory=dict)  # SEQPACKET links by peer worker's name
     ledger: int = -1  # the descriptor of the table that all workers share (``ipc.ledger``); -1: there is none
     shelves: Shelves = attrs.field(factory=Shelves)  # where what was counted outlives its worker

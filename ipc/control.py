@@ -139,8 +139,8 @@ class Answered(ControlMessage, frozen=True):
 class Assign(ControlMessage, frozen=True):
     """What this process is from now on. Comes once.
 
-    Descriptors: the heartbeat memfd, the ledger (``ipc.ledger``), the shelves (``ipc.shelf``), the listeners, one
-    stream socket a peer, one link each.
+    Descriptors: the heartbeat memfd, the ledger (``ipc.ledger``), the shelves (``ipc.shelf``), the TLS material if
+    ``tls``, the listeners, one stream socket a peer, one link each.
     """
 
     worker: str
@@ -154,6 +154,7 @@ class Assign(ControlMessage, frozen=True):
     listeners: tuple[ListenerGrant, ...] = ()
     peers: tuple[PeerGrant, ...] = ()
     links: tuple[LinkGrant, ...] = ()
+    tls: bool = False
 
 
 class Connect(ControlMessage, frozen=True):
@@ -177,9 +178,10 @@ class Withdraw(ControlMessage, frozen=True):
 
 
 class Configure(ControlMessage, frozen=True):
-    """These settings take the place of the assignment's."""
+    """These settings take the place of the assignment's. Descriptor: the TLS material if ``tls``."""
 
     settings: Settings
+    tls: bool = False
 
 
 class Post(ControlMessage, frozen=True):

@@ -62,7 +62,7 @@ class ListenersChanged(Message, frozen=True):
 
 
 class ReloadCertificates(Message, frozen=True):
-    """The files of the TLS settings have changed, and the new ones are good: use them for handshakes from now on."""
+    """``Context.tls`` was read anew, and is good: use it for handshakes from now on."""
 
 
 class SettingsChanged(Message, frozen=True):
@@ -100,6 +100,8 @@ class Admit(Message, frozen=True):
     listener: Literal["ws", "tcp"]
     key: str
     exempt: bool = False  # trusted or allow-listed: automatic blocks of its key don't hold for this address
+    trusted: bool = False  # a proxy of TRUSTED_PROXIES: no block holds for it
+    ripe_ns: int = 0  # until it has authenticated: from when on it may have to make room for another; 0: never
 
 
 class Admitted(Message, frozen=True):
@@ -121,11 +123,25 @@ class Released(Message, frozen=True):
     sessions: list[int]
 
 
-class Resync(Message, frozen=True):
-    """An acceptor's live connections, told to each new incarnation of the limiter: (session, listener, key)."""
+class Established(Message, frozen=True):
+    """These connections have authenticated, and keep their places (control lane)."""
 
     acceptor: str
-    connections: list[tuple[int, Literal["ws", "tcp"], str]]
+    sessions: list[int]
+
+
+class Evict(Message, frozen=True):
+    """From the limiter, control lane: these connections make room for others, unless they have authenticated."""
+
+    sessions: list[int]
+
+
+class Resync(Message, frozen=True):
+    """An acceptor's live connections, told to each new incarnation of the limiter: (session, listener, key, ripe_ns
+    as in Admit, or 0 for one that has authenticated)."""
+
+    acceptor: str
+    connections: list[tuple[int, Literal["ws", "tcp"], str, int]]
 
 
 # --- acceptor <-> limiter: offences and blocks -------------------------------------------------------------------
@@ -262,6 +278,16 @@ class Authenticate(Message, frozen=True):
     peer_ip: str
     peer_port: int = 0
     connection: str = ""  # its public name, for the audit log
+    again: bool = False  # it bears a grant already
+    principal: str = ""  # whom the connection has authenticated as before: a failure is then on that account
+
+
+class AuthenticateAdmin(Message, frozen=True):
+    """Who wants to use the admin API with this token? Answered with Grant (of its scopes one is ``admin``) or Refused
+    (auth, forbidden, unavailable)."""
+
+    token: str
+    peer_ip: str
 
 
 class Grant(Message, frozen=True):
@@ -289,6 +315,7 @@ class IssueTicket(Message, frozen=True):
 
     credential: str
     peer_ip: str
+    scheme: Literal["token", "certificate"] = "token"
 
 
 class Ticket(Message, frozen=True):
@@ -665,10 +692,10 @@ class AdminRequest(Message, frozen=True):
 
 AnyMessage = (
     Drain | ListenersChanged | ReloadCertificates | SettingsChanged | ReopenLog | LinksChanged | Describe | Description
-    | Admit | Admitted | Refused | Released | Resync
+    | Admit | Admitted | Refused | Released | Established | Evict | Resync
     | Offences | Blocked | Unblocked | BlockClient | UnblockClient | ListBlocks | BlockListing
     | LeaseRequest | Lease | Exhausted | LeaseReport | Recall
-    | Authenticate | Grant | IssueTicket | Ticket | Revoked
+    | Authenticate | AuthenticateAdmin | Grant | IssueTicket | Ticket | Revoked
     | Revalidate | Lapsed | SessionsUsed
     | IssueSession | RefreshSession | TokenSet | RevokeToken | Logout | ShowSession
     | RevokeTokens | ListSessions | EndSession

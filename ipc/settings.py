@@ -205,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_path: str = "/metrics"
     performance_monitoring: bool = True
     admin_token: str = ""
+    made_up_tokens: tuple[Literal["ws", "tcp"], ...] = ()  # listeners whose static token was made for this run alone
     admin_without_tls: bool = False  # serve the admin API beyond loopback although it is plain HTTP
     heartbeat_timeout_ms: int = 3_000
     workers: int = 1

@@ -1,6 +1,6 @@
 """The TLS that the listeners speak: from the settings and the files that they name to contexts.
 
-The supervisor builds contexts to judge the files, the workers build them to serve; so both must agree on every detail.
+The supervisor builds contexts to judge the files, the workers build them of the same bytes to serve.
 
 Sessions are never resumed by ticket: a ticket key of one worker is unknown to the others, and one for all of them would
 have to be kept and rotated like a private key. TLS 1.2 session ids are still resumed by the one worker (and by the one
@@ -15,6 +15,7 @@ import stat
 from typing import Final, Literal, NoReturn
 
 from .settings import Settings
+from .tls_material import InMemory, TlsMaterial
 
 INTERMEDIATE: Final = ":".join(
     (
@@ -53,9 +54,21 @@ class TlsUnusable(ValueError):
         self.what = what
 
 
-def contexts(settings: Settings) -> dict[Literal["ws", "tcp"], ssl.SSLContext]:
-    """One context a kind of listener, from what the files hold now. Raises TlsUnusable for the first thing wrong."""
-    return {"ws": _context(settings, ALPN["ws"]), "tcp": _context(settings, ALPN["tcp"])}
+def material(settings: Settings) -> TlsMaterial:
+    """What the files hold now, and it can be served with. Raises TlsUnusable for the first thing wrong."""
+    for field in ("ssl_cert_path", "ssl_key_path", *(("ssl_ca_path",) if settings.ssl_client_auth != "none" else ())):
+        check_file(field, getattr(settings, field))
+    try:
+        found = TlsMaterial.read(settings)
+    except OSError as error:
+        raise TlsUnusable("ssl_cert_path", f"can't be read: {error.strerror or error}") from None
+    contexts(settings, found)
+    return found
+
+
+def contexts(settings: Settings, found: TlsMaterial) -> dict[Literal["ws", "tcp"], ssl.SSLContext]:
+    """One context a kind of listener. Raises TlsUnusable for the first thing wrong."""
+    return {"ws": _context(settings, found, ALPN["ws"]), "tcp": _context(settings, found, ALPN["tcp"])}
 
 
 def bare(settings: Settings) -> ssl.SSLContext:
@@ -76,15 +89,19 @@ def bare(settings: Settings) -> ssl.SSLContext:
 
 
 def load_pair(context: ssl.SSLContext, settings: Settings) -> None:
-    """Certificate chain and key. Raises TlsUnusable."""
+    """Certificate chain and key, from their files. Raises TlsUnusable."""
     for field in ("ssl_cert_path", "ssl_key_path"):
         check_file(field, getattr(settings, field))
+    _load_pair(context, settings.ssl_cert_path, settings.ssl_key_path)
+
+
+def _load_pair(context: ssl.SSLContext, certificates: str, key: str) -> None:
     try:
-        context.load_cert_chain(settings.ssl_cert_path, settings.ssl_key_path, password=_no_passphrase)
+        context.load_cert_chain(certificates, key, password=_no_passphrase)
     except _Encrypted:
         raise TlsUnusable("ssl_key_path", "is encrypted, and nobody is there to type its passphrase") from None
     except ssl.SSLError as error:
-        _explain(settings, error)
+        _explain(certificates, error)
     except OSError as error:
         raise TlsUnusable("ssl_cert_path", f"can't be read: {error.strerror}") from None
 
@@ -92,8 +109,12 @@ def load_pair(context: ssl.SSLContext, settings: Settings) -> None:
 def load_authorities(context: ssl.SSLContext, settings: Settings) -> None:
     """Who vouches for clients: nobody but the authorities of ``SSL_CA_PATH``. Raises TlsUnusable."""
     check_file("ssl_ca_path", settings.ssl_ca_path)
+    _load_authorities(context, settings, settings.ssl_ca_path)
+
+
+def _load_authorities(context: ssl.SSLContext, settings: Settings, authorities: str) -> None:
     try:
-        context.load_verify_locations(cafile=settings.ssl_ca_path)
+        context.load_verify_locations(cafile=authorities)
     except ssl.SSLError:
         raise TlsUnusable("ssl_ca_path", "holds no certificate in PEM form") from None
     except OSError as error:
@@ -101,11 +122,13 @@ def load_authorities(context: ssl.SSLContext, settings: Settings) -> None:
     context.verify_mode = _VERIFY[settings.ssl_client_auth]
 
 
-def _context(settings: Settings, protocols: tuple[str, ...]) -> ssl.SSLContext:
+def _context(settings: Settings, found: TlsMaterial, protocols: tuple[str, ...]) -> ssl.SSLContext:
     context = bare(settings)
-    load_pair(context, settings)
+    with InMemory(found.certificates) as certificates, InMemory(found.key) as key:
+        _load_pair(context, certificates, key)
     if settings.ssl_client_auth != "none":
-        load_authorities(context, settings)
+        with InMemory(found.authorities) as authorities:
+            _load_authorities(context, settings, authorities)
     if protocols:
         context.set_alpn_protocols(protocols)
     return context
@@ -131,7 +154,7 @@ def _no_passphrase() -> NoReturn:
     raise _Encrypted
 
 
-def _explain(settings: Settings, error: ssl.SSLError) -> NoReturn:
+def _explain(certificates: str, error: ssl.SSLError) -> NoReturn:
     """Which of the two files it was. OpenSSL's own words name no path, and may quote what it has read."""
     # A key of another algorithm than the certificate's has no place where OpenSSL has put that: "none assigned".
     if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
@@ -140,7 +163,7 @@ def _explain(settings: Settings, error: ssl.SSLError) -> NoReturn:
         weakness = error.reason.replace("_", " ").lower()
         raise TlsUnusable("ssl_cert_path", f"is too weak for this OpenSSL ({weakness})") from None
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=settings.ssl_cert_path)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=certificates)
     except ssl.SSLError:
         raise TlsUnusable("ssl_cert_path", "holds no certificate in PEM form") from None
     raise TlsUnusable("ssl_key_path", "holds no private key in PEM form") from None

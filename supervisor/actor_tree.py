@@ -19,6 +19,7 @@ from ipc.mailbox import Mailbox
 from ipc.messages import Drain, Message, SettingsChanged
 from ipc.settings import Settings
 from ipc.shelf import Shelves
+from ipc.tls_material import TlsMaterial
 
 from .engine import Engine
 from .strategy import (
@@ -53,6 +54,7 @@ class Resources:
     keep: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     ledger: int = -1  # a descriptor
     shelves: Shelves = attrs.field(factory=Shelves)
+    tls: TlsMaterial | None = attrs.field(default=None, repr=False)
 
     @classmethod
     def none(cls, actors: tuple[ActorSpec, ...]) -> Resources:
@@ -143,6 +145,7 @@ class ActorTree:
         self._settings = settings
         for name, running in self._running.items():
             running.context.settings = settings
+            running.context.tls = self._resources.tls
             self.tell(name, SettingsChanged())
 
     def tell(self, actor: str, message: Message) -> None:
@@ -207,6 +210,7 @@ class ActorTree:
             links=self._resources.links[spec.name],
             ledger=self._resources.ledger,
             shelves=self._resources.shelves,
+            tls=self._resources.tls,
         )
         running = _Running(spec, number, mailbox, context)
         mailbox.owner_failed = running.callback_failed

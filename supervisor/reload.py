@@ -55,9 +55,12 @@ def changes(
     wanted = generate_tokens(msgspec.structs.replace(loaded.settings, **held))
     wanted = complete(wanted)
     made_up = frozenset(field for field in TOKENS if getattr(wanted, field) != getattr(loaded.settings, field))
+    listeners = tuple(listener for listener in ("ws", "tcp") if f"{listener}_auth_token" in made_up)
+    wanted = msgspec.structs.replace(wanted, made_up_tokens=listeners)
     kept = {field: getattr(now, field) for field in FIXED if getattr(now, field) != getattr(wanted, field)}
     settings = msgspec.structs.replace(wanted, **kept)
-    changed = [field for field in settings.__struct_fields__ if getattr(settings, field) != getattr(now, field)]
+    fields = [field for field in settings.__struct_fields__ if field != "made_up_tokens"]  # it goes with its token
+    changed = [field for field in fields if getattr(settings, field) != getattr(now, field)]
     return Change(settings, _variables(changed), _variables(kept), made_up)
 
 

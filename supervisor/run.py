@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -13,13 +14,16 @@ from pathlib import Path
 import attrs
 import trio
 
+from ipc import tls_context
 from ipc.messages import AdminRequest, AnyMessage, Done, ReloadCertificates, ReopenLog
 from ipc.settings import Settings
+from ipc.tls_context import TlsUnusable
+from ipc.tls_material import TlsMaterial
 
-from . import kernel, listeners, logs, ready, reload
+from . import kernel, listeners, logs, ready, reload, sd_notify
 from .journal import Details
 from .settings.load import Loaded
-from .settings.problems import ConfigurationError
+from .settings.problems import ConfigurationError, Problem
 from .settings.show import gateway_version
 from .settings.tokens import generate_tokens, with_state_secrets
 from .spawn import Spawner
@@ -37,6 +41,9 @@ _PORT_PATIENCE_S = 2.0
 
 _PORT_LOOK_S = 0.05
 
+_STOP_EXTRA_MS = 15_000
+"""What a stop may take beyond its drain: workers end one after the other, each by its own deadline."""
+
 
 class Gateway:
     """The supervisor's own part: what signals and operators ask for, and what is said at the start and the end."""
@@ -48,6 +55,7 @@ class Gateway:
         opened: listeners.Listeners,
         generated: Collection[str],
         source: Source,
+        tls: TlsMaterial | None = None,
     ) -> None:
         self._settings = settings
         self._opened = opened
@@ -55,6 +63,7 @@ class Gateway:
         self._source = source
         self._stops = 0
         self._signal = 0
+        self._service = sd_notify.of_environment(os.environ)
         self._spawner = Spawner(
             log_level=settings.log_level, as_json=logs.as_json(settings), search_path=table.search_path
         )
@@ -65,6 +74,7 @@ class Gateway:
             spawner=self._spawner,
             answer=self._answer,
             version=gateway_version(),
+            tls=tls,
         )
 
     async def run(self) -> int:
@@ -75,10 +85,14 @@ class Gateway:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._obey, signals)
                     nursery.start_soon(self._announce)
+                    nursery.start_soon(self._service.keep_alive, self._tree.lateness_ns)
                     await self._tree.run()
                     nursery.cancel_scope.cancel()
         finally:
             self._spawner.close()
+            if self._tree.failed:
+                self._service.status(f"the first start failed: {self._tree.failed}")
+            self._service.close()
             if self._settings.ready_file:
                 ready.remove_ready_file(self._settings.ready_file)
         if self._stops > 1:
@@ -114,34 +128,40 @@ class Gateway:
         self._signal = number
         if self._stops == 1:
             log.info("draining for up to %d ms; a second signal ends at once", self._settings.drain_timeout_ms)
+            self._service.stopping("draining", self._settings.drain_timeout_ms + _STOP_EXTRA_MS)
             self._tree.drain()
         else:
             log.warning("ending at once")
             self._tree.kill()
 
     def _reload(self) -> Done:
+        with self._service.reloading():
+            return self._reloaded()
+
+    def _reloaded(self) -> Done:
         """Read the configuration and the certificates anew; whatever is wrong with any of it leaves all as it is."""
         try:
             loaded = self._source.read()
             change = reload.changes(self._settings, loaded, self._generated, self._source.complete)
+            tls = _material(change.settings)
         except ConfigurationError as error:
             wrong = "; ".join(map(str, error.problems))
         except OSError as error:
             wrong = str(error)
         else:
-            return self._take(loaded, change)
+            return self._take(loaded, change, tls)
         log.error("the configuration was not reloaded, the old one stays: %s", wrong)
         self._tree.record("config.refused", "error", "failure", reason=wrong[:1000])
         return Done(ok=False, detail=wrong)
 
-    def _take(self, loaded: Loaded, change: reload.Change) -> Done:
+    def _take(self, loaded: Loaded, change: reload.Change, tls: TlsMaterial | None) -> Done:
         for warning in loaded.warnings:
             log.warning("configuration: %s", warning)
         made_up = change.generated - set(self._generated)
         self._settings, self._generated = change.settings, change.generated
         logs.set_level(self._settings.log_level)
-        self._tree.configure(self._settings)
-        if self._settings.ssl_enabled:
+        self._tree.configure(self._settings, tls)
+        if tls is not None:
             self._tree.tell_all("acceptor", ReloadCertificates())
         detail: Details = {"changed": ", ".join(change.changed), "kept": ", ".join(change.kept)}
         self._tree.record("config.reloaded", "info", "success", detail=detail)
@@ -169,7 +189,9 @@ class Gateway:
                 ready.write_ready_file(self._settings.ready_file, self._opened.ports)
             except OSError as error:
                 log.warning("READY_FILE %s can't be written: %s", self._settings.ready_file, error)
-        log.info("%s", ready.ready_line(self._opened.ports, self._settings.state_dir))
+        line = ready.ready_line(self._opened.ports, self._settings.state_dir)
+        log.info("%s", line)
+        self._service.ready(line)
         text = ready.banner(self._settings, self._opened.ports, self._generated)
         if text:
             # Not a log record: it has to be copied as it stands, and must not end up where logs are kept.
@@ -239,14 +261,28 @@ def _run_locked(settings: Settings, table: SpecTable, generated: Collection[str]
     log.info("STATE_DIR is %s", settings.state_dir)
     if settings.ready_file:
         ready.remove_ready_file(settings.ready_file)
+    tls = _material(settings)
     opened = _open(settings, table)
     try:
-        return trio.run(Gateway(settings, table, opened, generated, source).run)
+        return trio.run(Gateway(settings, table, opened, generated, source, tls).run)
     finally:
         # All has been stopped; a signal that comes now must not turn the exit code into its own.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         opened.close()
+
+
+def _material(settings: Settings) -> TlsMaterial | None:
+    """What TLS is served with from now on, judged by its own bytes: the files may change as soon as they are read.
+
+    Raises ConfigurationError.
+    """
+    if not settings.ssl_enabled:
+        return None
+    try:
+        return tls_context.material(settings)
+    except TlsUnusable as error:
+        raise ConfigurationError((Problem(error.field.upper(), "", error.what),)) from None
 
 
 def _raise_descriptor_limit() -> None:

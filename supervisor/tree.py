@@ -44,6 +44,7 @@ from ipc.control import (
 from ipc.errors import MalformedFrame
 from ipc.messages import AnyMessage, AuditBatch, TreeSnapshot
 from ipc.settings import Settings
+from ipc.tls_material import TlsMaterial
 
 from . import handover, proc, reaper, snapshot, wiring
 from .backoff import MILLISECOND
@@ -102,6 +103,7 @@ class WorkerTree:
         spawner: Spawner,
         answer: Callable[[AnyMessage], AnyMessage],
         version: str,
+        tls: TlsMaterial | None = None,
     ) -> None:
         self.ready = trio.Event()
         self.finished = trio.Event()
@@ -111,6 +113,7 @@ class WorkerTree:
         self._table = table
         self._placement = table.placement
         self._settings = settings
+        self._tls = tls
         self._listeners = listeners
         self._spawner = spawner
         self._answer = answer
@@ -174,6 +177,10 @@ class WorkerTree:
     def reap(self) -> None:
         """A child has ended: collect it if it is nobody's."""
         reaper.reap_unknown(self._attended)
+
+    def lateness_ns(self) -> int:
+        """By how much the look at the workers' heartbeats is overdue, which is this process's own sign of life."""
+        return max(0, time.monotonic_ns() - self._judge.looked_ns - self._judge.interval_ns)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -385,7 +392,9 @@ class WorkerTree:
         listening = self._listeners.of(spec.name)
         slot, descriptor = Slot.create()
         member.slot = slot
+        tls: list[int] = []
         try:
+            tls = self._material(spec)
             member.process.send(
                 Assign(
                     worker=spec.name,
@@ -399,8 +408,11 @@ class WorkerTree:
                     listeners=tuple(ListenerGrant(item.id, item.kind) for item in listening),
                     peers=tuple(PeerGrant(e.peer, told[e.peer].incarnation) for e in mine if e.stream is not None),
                     links=tuple(grant for end in mine for grant in end.grants),
+                    tls=bool(tls),
                 ),
-                lent=[descriptor, self._ledger, self._shelves, *(item.sock.fileno() for item in listening)],
+                lent=[
+                    descriptor, self._ledger, self._shelves, *tls, *(item.sock.fileno() for item in listening)
+                ],
                 given=[
                     *(end.stream for end in mine if end.stream is not None),
                     *(sock for end in mine for _, sock in end.links),
@@ -412,7 +424,8 @@ class WorkerTree:
                 theirs.close()
             raise
         finally:
-            os.close(descriptor)
+            for lent in (descriptor, *tls):
+                os.close(lent)
         member.told = True
         for own, theirs in pairs:
             if own.peer != spec.name:
@@ -498,12 +511,24 @@ class WorkerTree:
 
     # --- what the supervisor says to actors
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: Settings, tls: TlsMaterial | None = None) -> None:
         """Have every worker go by these settings, those that start later included."""
         self._settings = settings
+        self._tls = tls
         for member in self._members.values():
             if member.told:
-                member.process.send(Configure(self._table.settings_for(member.spec, settings)))
+                lent = self._material(member.spec)
+                try:
+                    effective = self._table.settings_for(member.spec, settings)
+                    member.process.send(Configure(effective, bool(lent)), lent=lent)
+                finally:
+                    for descriptor in lent:
+                        os.close(descriptor)
+
+    def _material(self, spec: WorkerSpec) -> list[int]:
+        """The descriptor of what TLS is served with, for a worker that serves it; the caller closes it."""
+        serves = self._tls is not None and ("ws" in spec.listens or "tcp" in spec.listens)
+        return [self._tls.sealed()] if self._tls is not None and serves else []
 
     def tell_all(self, kind: str, message: AnyMessage) -> None:
         """To every actor of that kind whose worker has been told what it is. One that starts later reads anew."""

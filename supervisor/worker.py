@@ -57,6 +57,7 @@ from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Delivery, Mailbox
 from ipc.messages import AnyMessage, Done, LinksChanged, ListenersChanged
 from ipc.shelf import Shelves, worker_place
+from ipc.tls_material import TlsMaterial
 
 from . import logs
 from .actor_tree import ActorTree, Report, Resources, describe
@@ -139,6 +140,8 @@ class Worker:
         self._monitor = Monitor(
             self._resources.shelves.of(worker_place(assign.worker)), measuring=assign.settings.measuring
         )
+        if assign.tls:
+            self._resources.tls = TlsMaterial.opened(fds.pop(0))
         self._listeners: dict[int, Listener] = {}
         taken = len(assign.listeners)
         self._add_listeners(assign.listeners, fds[:taken])
@@ -277,7 +280,9 @@ class Worker:
             case Withdraw(listeners):
                 self._withdraw(listeners)
                 self._listeners_changed()
-            case Configure(settings):
+            case Configure(settings, tls):
+                if tls:
+                    self._resources.tls = TlsMaterial.opened(fds.pop(0))
                 logs.set_level(settings.log_level)
                 self._tree.configure(settings)
                 self._monitor.configure(measuring=settings.measuring)

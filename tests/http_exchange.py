@@ -107,7 +107,7 @@ def only_answer(data: bytes, *, head_only: bool = False) -> Answer:
 
 def check_common(answer: Answer) -> None:
     """What stands on every answer of the WebSocket port, errors before a head was read included."""
-    assert answer.get("connection") == "close"
+    assert answer.get("connection") == ("Upgrade, close" if answer.get("upgrade") else "close")
     assert answer.get("x-content-type-options") == "nosniff"
     assert answer.get("x-frame-options") == "DENY"
     assert answer.get("content-security-policy") == "default-src 'none'"

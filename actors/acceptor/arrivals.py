@@ -36,12 +36,16 @@ class Arrivals:
             self._identified(connection, connection.peer_ip, connection.peer_port)
             return
         blocklist = self._hub.blocklist
-        if blocklist.trusted and not blocklist.is_trusted(connection.peer_ip):
+        connection.exempt = blocklist.is_exempt(connection.peer_ip)
+        if blocklist.refuses(connection):
+            self._hub.prefaces.refuse_blocked(connection)
+            return
+        if blocklist.is_trusted(connection.peer_ip):
+            # Until its client is known this is a proxy's connection, which is never held to account.
+            connection.key = ""
+        elif blocklist.trusted:
             self._hub.prefaces.malformed(connection, "not one of TRUSTED_PROXIES")
             return
-        # Until its client is known this is a proxy's connection, which is never held to account.
-        connection.exempt = True
-        connection.key = ""
         connection.waiting_for = ""
         connection.entry_deadline_ns = self._hub.now + self._hub.settings.handshake_timeout_ms * _MILLISECOND
         self._hub.deadlines.by(connection, connection.entry_deadline_ns)
@@ -58,7 +62,6 @@ class Arrivals:
             self._identified(connection, header.ip, header.port)
         else:
             self._name(connection, connection.peer_ip, connection.peer_port)
-            connection.exempt = True
             self._enter(connection)
 
     def _identified(self, connection: Connection, ip: str, port: int) -> None:

@@ -113,9 +113,12 @@ class AuthEndpoints:
     # --- the resources -------------------------------------------------------------------------------------------
 
     def _ticket(self, connection: Connection, credential: Credential) -> None:
+        if credential is ANONYMOUS:
+            credential = of_certificate(connection)
         if credential is ANONYMOUS and self._settings.ws_auth_enabled:
-            raise HttpError(401, "a ticket is issued for a token")
-        self._ask(connection, IssueTicket(credential.value, connection.peer_ip), self._ticket_issued)
+            raise HttpError(401, "a ticket is issued for a token or a client certificate")
+        question = IssueTicket(credential.value, connection.peer_ip, _scheme(credential))
+        self._ask(connection, question, self._ticket_issued)
 
     def _ticket_issued(self, connection: Connection, reply: Reply) -> None:
         if self._is_refusal(connection, reply):

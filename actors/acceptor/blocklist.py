@@ -66,7 +66,10 @@ class Blocklist:
         return canonical(ip) in self._allowed or self.is_trusted(ip)
 
     def refuses(self, connection: Connection) -> bool:
-        """Whether its address may not come in."""
+        """Whether its address may not come in. No block of any kind holds for a trusted proxy, be it of the /64 that
+        it shares with others."""
+        if self.is_trusted(connection.peer_ip):
+            return False
         return self._is_barred(connection) or self._holds(connection.key, exempt=connection.exempt)
 
     def _is_barred(self, connection: Connection) -> bool:
@@ -126,7 +129,7 @@ class Blocklist:
             if connection.stage >= Stage.CLOSING:
                 continue
             grant = connection.grant
-            if connection.key in keys and self._holds(connection.key, exempt=connection.exempt):
+            if connection.key in keys and self.refuses(connection):
                 self._hub.step(connection, self._close, 1008, "this address is blocked")
             elif grant is not None and PRINCIPAL + grant.principal in keys and self.refuses_principal(grant):
                 self._hub.step(connection, self._close, 3003, "this principal is blocked")

@@ -93,6 +93,13 @@ class Budget:
             if connection.stage is not Stage.CLOSED:  # it was not read meanwhile: the rest of a request may wait
                 self._hub.dirty[connection.fd] = connection
 
+    def quota(self, keys: tuple[str, ...]) -> Quota | None:
+        """What that client has left, as far as it is known here without asking; None: it isn't."""
+        now = self._hub.now
+        if over_ms := self._leases.retry_after_ms(keys, now):
+            return self._used_up(over_ms)
+        return self._quota(keys, now) if self._leases.outlook(keys, now) is not None else None
+
     def _quota(self, keys: tuple[str, ...], now: int) -> Quota:
         outlook = self._leases.outlook(keys, now)
         if outlook is None:  # limits are off

@@ -18,8 +18,12 @@ def drop_everything(listener: socket.socket) -> None:
     in its queue, and those accepted before, are sockets of their own and aren't touched. Closing a listening socket
     resets what is in its queue; with the filter in place the queue can first be accepted empty.
 
-    Raises OSError when the kernel refuses the filter.
+    Some kernels let only privileged processes have a filter. There the queue is made as short as it gets: one that
+    comes between the last accept and the close may still be reset, and no more than one.
     """
     program = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RET_K, 0, 0, 0))  # struct sock_filter
     descriptor = struct.pack("@HP", 1, ctypes.addressof(program))  # struct sock_fprog
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+    except OSError:
+        listener.listen(0)

@@ -123,6 +123,7 @@ class Connection:
     # entry
     admitted: bool | None = None  # None: the limiter has not answered yet
     entry_deadline_ns: int = 0
+    ripe_ns: int = 0  # from when on it may have to make room for another; 0: it has authenticated, or has no place
     request: Request | None = None
     body: bytearray | None = None  # what has come of the request's body, where it has a use
     nonce: str = ""  # of the session that this request asks for
@@ -130,6 +131,8 @@ class Connection:
     waiting_for: str = ""  # the policy actor whose answer this connection awaits; it takes no message meanwhile
     login_id: bytes = b""  # the raw id of an ``authenticate`` that isn't answered yet
     failed_logins: int = 0
+    login_second_ns: int = 0  # when the second began in which ``second_logins`` succeeded
+    second_logins: int = 0
     introductions: int = 0  # messages before authentication, of any kind
     strangers: int = 0  # messages before authentication that nobody may send then
     early_version: str = ""  # initialised before authentication, at this protocol version

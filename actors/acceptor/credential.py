@@ -34,7 +34,7 @@ def of_certificate(connection: Connection) -> Credential:
 def bearer(request: Request) -> Credential:
     """From ``Authorization: Bearer TOKEN`` (RFC 6750 §2.1; the scheme in any case, RFC 9110 §11.1).
 
-    Raises HttpError 401 for another scheme or an empty token, 400 for two headers or a token that is too long.
+    Raises HttpError 401 for another scheme or a token that is empty or too long to be one, 400 for two headers.
     """
     values = request.get_all("authorization")
     if not values:
@@ -46,7 +46,7 @@ def bearer(request: Request) -> Credential:
     if scheme.lower() != b"bearer" or not token or b" " in token:
         raise HttpError(401, "only 'Authorization: Bearer TOKEN' is understood")
     if len(token) > MAX_CREDENTIAL:
-        raise HttpError(400, "token too long")
+        raise HttpError(401, "token too long")
     return Credential("token", token.decode("ascii"))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from actors.policy import catalogue, eras, jsonrpc, pipeline
 from actors.policy.client_ends import id_at_ends, id_at_head
 from actors.policy.jsonrpc import Refusal
+from actors.policy.own_methods import SESSION_METHODS, is_own
 from ipc.inflight import LARGE
 from ipc.messages import Envelope, Refused
 from ipc.settings import Settings
@@ -24,7 +25,6 @@ from ipc.settings import Settings
 from .connection import RETRY_MS, Call, Connection, Item, Stage
 from .large import LARGE_BYTES, UNAVAILABLE
 from .lines import KEPT_HEAD, KEPT_TAIL, LineReader, LineTooLong, Oversize
-from .login import SESSION_METHODS
 from .ws import Close, Ping, Pong, WsProtocolError, WsReceiver, encode_close, encode_pong
 
 if TYPE_CHECKING:
@@ -234,6 +234,9 @@ class Dispatch:
             self.hub.screening.record(connection, item, envelope)
         if envelope.kind == "request" and envelope.method in SESSION_METHODS:
             self.hub.login.session_method(connection, item, envelope)
+            return True
+        if envelope.kind != "response" and is_own(envelope.method):
+            self.hub.login.not_forwarded(connection, item, envelope)
             return True
         if not item.stamps & pipeline.AUTHORISATION and not self.hub.authorising.allows(connection, item, envelope):
             return True
@@ -462,7 +465,9 @@ class Dispatch:
         """The client has sent its last byte. On TCP it may still be waiting for its answers (``nc`` does)."""
         if connection.stage >= Stage.CLOSING:
             return
-        if connection.transport != "tcp" or connection.stage is Stage.ENTRY:
+        if connection.stage is Stage.ENTRY:
+            self.hub.entry.ended(connection)
+        elif connection.transport != "tcp":
             self.hub.close_now(connection, "closed")
         elif not connection.parked and not connection.waiting_for and len(connection.calls) == connection.open_ended:
             self.hub.finish(connection, "closed")

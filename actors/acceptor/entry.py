@@ -19,11 +19,12 @@ from actors.policy.client_key import client_key
 from actors.policy.origin import host_allowed, origin_allowed
 from actors.policy.rate_headers import Quota, retry_after
 from ipc.address import Reply
-from ipc.errors import ActorDown
+from ipc.errors import ActorDown, MailboxFull
 from ipc.messages import (
     Admit,
     Admitted,
     Authenticate,
+    Established,
     Grant,
     OffenceKind,
     Refused,
@@ -82,6 +83,7 @@ class Entry:
         self.auth = Patience(self.auth_address, hub.post)
         self.endpoints = AuthEndpoints(hub)
         self.released: list[int] = []
+        self.established: list[int] = []
 
     @property
     def settings(self) -> Settings:
@@ -119,15 +121,26 @@ class Entry:
         if self.hub.draining_until_ns:
             self.refuse(connection, Refused(reason="draining", retry_after_ms=RETRY_MS))
             return
-        if len(self.hub.connections) > self.most:
+        # Those that linger, and those whose client isn't known yet, have bounds of their own.
+        if len(self.hub.connections) - len(self.hub.farewells) - len(self.hub.prefaces) > self.most:
             self.refuse(connection, Refused(reason="limit", retry_after_ms=RETRY_MS))
             return
         self.hub.arrivals.begin(connection)
 
     def ask_admission(self, connection: Connection) -> None:
         """Its address is known as far as can be: ask the limiter for a place."""
+        now = self.hub.now
+        connection.ripe_ns = connection.ripe_ns or now + (connection.entry_deadline_ns - now) // 2
         self.limiter.ask(
-            Admit(self.hub.name, connection.session, connection.listener, connection.key, connection.exempt),
+            Admit(
+                self.hub.name,
+                connection.session,
+                connection.listener,
+                connection.key,
+                connection.exempt,
+                self.hub.blocklist.is_trusted(connection.peer_ip),
+                connection.ripe_ns,
+            ),
             connection.entry_deadline_ns,
             functools.partial(self.hub.step, connection, self._admitted),
         )
@@ -154,6 +167,8 @@ class Entry:
                 self.released.append(connection.session)
             return
         if not admitted:
+            if isinstance(reply, Refused) and reply.reason == "rate":
+                self.hub.offence(connection, "rate")
             self.refuse(connection, reply if isinstance(reply, Refused) else Refused(reason="unavailable"))
             return
         connection.admitted = True
@@ -178,19 +193,43 @@ class Entry:
     def _resync(self) -> None:
         """A new limiter must know every connection that it counts before it admits another one."""
         self.released.clear()
-        live = [(c.session, c.listener, c.key) for c in self.hub.connections.values() if c.admitted]
+        self.established.clear()
+        live = [(c.session, c.listener, c.key, c.ripe_ns) for c in self.hub.connections.values() if c.admitted]
         with contextlib.suppress(ActorDown):  # its next incarnation brings us here again
             self.hub.limiter.control(Resync(self.hub.name, live))
 
+    def vacate(self, connection: Connection) -> None:
+        """It needs its place no more: it has ended, or only lingers."""
+        if connection.admitted:
+            connection.admitted = False
+            self.released.append(connection.session)
+
     def report(self, now: int) -> None:
         """Tell the limiter which connections ended, and answer questions that waited too long."""
-        if self.released:
-            released, self.released = self.released, []
-            with contextlib.suppress(ActorDown):  # a new limiter is told by Resync, which no longer names them
-                self.hub.limiter.control(Released(self.hub.name, released))
+        self.released = self._told(Released, self.released)
+        self.established = self._told(Established, self.established)
         self.hub.budget.report(now)
         self.limiter.expire(now)
         self.auth.expire(now)
+
+    def evict(self, sessions: Iterable[int]) -> None:
+        """The limiter needs places for others. Who has authenticated meanwhile keeps its own, and it has been told."""
+        for session in sessions:
+            connection = self.hub.connections.get(session)
+            if connection is not None and connection.stage < Stage.OPEN:
+                self.hub.step(connection, self.refuse, Refused("limit", RETRY_MS, "room"))
+
+    def _told(self, what: type[Released | Established], sessions: list[int]) -> list[int]:
+        """Tell the limiter of these; returns those that it has still to be told of, because it is busy."""
+        if not sessions:
+            return sessions
+        try:
+            self.hub.limiter.control(what(self.hub.name, sessions))
+        except MailboxFull:
+            return sessions
+        except ActorDown:
+            pass  # a new limiter is told by Resync how it stands
+        return []
 
     # --- refusals --------------------------------------------------------------------------------------------
 
@@ -223,21 +262,47 @@ class Entry:
     def timed_out(self, connection: Connection) -> None:
         """The connection's time to handshake or to authenticate is over."""
         if connection.preface is not None:
-            self.hub.prefaces.malformed(connection, "no PROXY header in time")
+            self.hub.prefaces.timed_out(connection)
         elif connection.waiting_for in ("limiter", "auth") or connection.admitted is None:
             self.refuse(connection, Refused(reason="unavailable", detail="policy actor down"))
         elif connection.tls is not None and connection.tls.handshaking:
             self.hub.handshakes.timed_out(connection)
         elif connection.transport == "http":
-            self.hub.offence(connection, "handshake")
+            self._abused(connection)
             self.refuse(connection, Refused(reason="timeout"))
         else:
-            self.hub.offence(connection, "handshake")
+            self._abused(connection)
             self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="timeout")
             connection.send_message(
                 jsonrpc.error_reply(b"null", 401, "not authenticated in time", {"reason": "timeout"})
             )
             self.hub.close(connection, 3000, "not authenticated in time")
+
+    def _abused(self, connection: Connection) -> None:
+        """Whoever has said nothing at all is a scanner or a health check, and does nothing wrong."""
+        if connection.bytes_in > (connection.tls.seen if connection.tls is not None else 0):
+            self.hub.offence(connection, "handshake")
+
+    def ended(self, connection: Connection) -> None:
+        """The client has sent its last byte before it was open; who has asked for something still gets its answer."""
+        request = connection.request
+        if request is None or _is_upgrade(request) or _is_partial(connection):
+            self.gone(connection)
+            self.hub.close_now(connection, "closed")
+
+    def gone(self, connection: Connection) -> None:
+        """The client is gone before it was open. In the middle of a request that is no end of a conversation."""
+        if connection.transport == "http" and connection.stage is Stage.ENTRY and _is_partial(connection):
+            self.hub.refused += 1
+            self.hub.offence(connection, "handshake")
+            self.hub.event(
+                connection,
+                "connection.refused",
+                severity="warning",
+                outcome="refused",
+                reason="handshake",
+                rule="the client went away",
+            )
 
     # --- HTTP ------------------------------------------------------------------------------------------------
 
@@ -259,6 +324,7 @@ class Entry:
         try:
             request_ = reader.receive(data)
         except HttpError as error:
+            self._charge_address(connection)
             self._bad_request(connection, error)
             return
         if request_ is not None:
@@ -331,16 +397,28 @@ class Entry:
             self._route(connection, request)
         except HttpError as error:
             if _is_upgrade(request):  # it was to be charged to whom it is granted
-                self.hub.budget.charge(_address_keys(connection), self.hub.now)
+                self._charge_address(connection)
             self._bad_request(connection, error)
 
+    def _charge_address(self, connection: Connection) -> None:
+        """For a request that is refused whether there is a unit for it or not. Behind a trusted proxy whose client
+        isn't known there is nobody to charge: not the proxy."""
+        if connection.key:
+            self.hub.budget.charge(_address_keys(connection), self.hub.now)
+
     def _route(self, connection: Connection, request: Request) -> None:
+        if _is_upgrade(request) and request.version != "1.1":  # which may come without a Host
+            raise HttpError(400, "a WebSocket needs HTTP/1.1")
         if not host_allowed(request.get("host"), self.settings.allowed_hosts, self.settings.ws_host):
             self._forbidden(connection, "host", "this Host is not served here")
             return
         origin = request.get("origin")
         if origin is not None and not origin_allowed(origin, self.settings):
             self._forbidden(connection, "origin", "this Origin may not connect")
+            return
+        if http_answers.is_preflight(self.hub, request):
+            # The browser asks for its page whether a request would be let in, not what would come of it.
+            http_answers.preflight(self.hub, connection, request)
             return
         path = request.path
         if endpoints.is_websocket(path):
@@ -354,7 +432,7 @@ class Entry:
         if request.method not in methods:
             raise HttpError(405, "this path does not take that method", headers=(("Allow", endpoints.allow(path)),))
         if request.method == "OPTIONS":
-            http_answers.options(self.hub, connection, request, endpoints.allow(path))
+            http_answers.answer(self.hub, connection, request, 204, [("Allow", endpoints.allow(path))])
         elif path == "/health":
             self._health(connection, request)
         elif path in auth_endpoints.PATHS:
@@ -365,6 +443,8 @@ class Entry:
     def _forbidden(self, connection: Connection, reason: str, detail: str) -> None:
         self.hub.refused += 1
         self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason=reason)
+        if connection.request is not None and _is_upgrade(connection.request):
+            self._charge_address(connection)
         self._problem(connection, 403, detail)
 
     def _health(self, connection: Connection, request: Request) -> None:
@@ -427,7 +507,7 @@ class Entry:
         if connection.stage >= Stage.CLOSING:
             return
         if not isinstance(reply, Grant):
-            self.hub.budget.charge(_address_keys(connection), self.hub.now)
+            self._charge_address(connection)
             self.not_granted(connection, reply)
             return
         request = connection.request
@@ -435,6 +515,8 @@ class Entry:
         upstream = _upstream_of(request.path)
         if upstream and upstream not in self.hub.routes.names:
             self.hub.misdeeds.note(connection, "probe", reply)
+            self.hub.budget.charge(reply.limit_keys, self.hub.now)
+            connection.quota = self.hub.budget.quota(reply.limit_keys)
             self._problem(connection, 404, "no such server")
             return
         self._charge(connection, reply.limit_keys, functools.partial(self._upgraded, handshake=handshake, grant=reply))
@@ -449,7 +531,7 @@ class Entry:
         self._feed_rest(connection, request)
 
     def _switch(self, connection: Connection, handshake: Handshake) -> None:
-        fields = http_answers.upgrade_fields(self.hub)
+        fields = http_answers.upgrade_fields(self.hub, connection)
         connection.write(http.switching_protocols(handshake, connection.subprotocol, fields))
         connection.transport = "ws"
         connection.encode = encode_text
@@ -491,6 +573,7 @@ class Entry:
         connection.waiting_for = "auth"
         connection.presented = credential is not ANONYMOUS
         connection.revocations_seen = self.hub.revocation.seen
+        bears = connection.grant if connection.authenticated else None
         deadline = max(connection.entry_deadline_ns, self.hub.now + self.settings.handshake_timeout_ms * 1_000_000)
         self.auth.ask(
             Authenticate(
@@ -500,6 +583,8 @@ class Entry:
                 peer_ip=connection.peer_ip,
                 peer_port=connection.peer_port,
                 connection=self.hub.public_id(connection),
+                again=connection.grant is not None,
+                principal=bears.principal if bears is not None else "",
             ),
             deadline,
             functools.partial(self.hub.step, connection, decided),
@@ -525,6 +610,8 @@ class Entry:
     def opened(self, connection: Connection, grant: Grant, upstream: str) -> None:
         """The connection bears a grant from now on."""
         connection.stage = Stage.OPEN
+        connection.ripe_ns = 0
+        self.established.append(connection.session)
         connection.grant = grant
         connection.authenticated = connection.presented
         self.hub.budget.join(grant.limit_keys)
@@ -551,11 +638,24 @@ def _is_upgrade(request: Request) -> bool:
     return http.is_upgrade(request) and endpoints.is_websocket(request.path)
 
 
+def _is_partial(connection: Connection) -> bool:
+    """Whether some of a request is there, and some of it isn't."""
+    request = connection.request
+    if request is None:
+        return isinstance(connection.codec, http.HeadReader) and connection.codec.pending > 0
+    return connection.body is not None and len(connection.body) < request.content_length
+
+
 def _shows_credential(connection: Connection) -> bool:
     request = connection.request
     if request is None:
         return False
-    return request.get("authorization") is not None or request.get("sec-websocket-protocol") not in (None, b"mcp")
+    offered = b",".join(request.get_all("sec-websocket-protocol")).split(b",")
+    return (
+        request.get("authorization") is not None
+        or any(name.strip(b" \t").startswith((b"bearer.", b"bearer64.", b"ticket.")) for name in offered)
+        or any(pair.partition("=")[0] == "ticket" for pair in request.query.split("&"))
+    )
 
 
 def _address_keys(connection: Connection) -> tuple[str, ...]:
@@ -569,6 +669,8 @@ def _reason(refused: Refused) -> str:
 
 def _detail(refused: Refused) -> str:
     if refused.reason == "limit":  # whose detail says which limit
+        if refused.detail == "room":
+            return "too many connections, and this one has not authenticated for a while"
         return f"too many connections{' from this address' if refused.detail == 'address' else ''}"
     return refused.detail or {
         "block": "this address is blocked",
@@ -585,6 +687,6 @@ def _upstream_of(path: str) -> str:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     _Decided = Callable[[Connection, Reply], None]

@@ -17,7 +17,6 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
-import msgspec
 import trio
 
 from actors.policy import jsonrpc
@@ -25,7 +24,7 @@ from ipc import tls_context
 from ipc.messages import AuditEvent
 from ipc.tls_context import TlsUnusable
 
-from . import http
+from . import http, http_answers
 from .connection import Connection, Stage
 from .tls import ALERT_ACCESS_DENIED, ALERT_INTERNAL, Step, Tls, alert
 
@@ -47,36 +46,37 @@ class Handshakes:
     """Everything here runs in the hub's turn, except ``Tls.step``."""
 
     def __init__(self, hub: Hub) -> None:
-        """Raises TlsUnusable when TLS is on and its files can't be used: without them nothing is served."""
+        """Raises TlsUnusable when TLS is on and can't be served: then nothing is."""
         self._hub = hub
-        # Kept for a hub that is restarted in this process: it needs no files, which may be bad by now.
+        # Kept for a hub that is restarted in this process, for its memory of sessions.
         contexts: Contexts | None = hub.context.keep.get("tls")
         if contexts is None and hub.settings.ssl_enabled:
-            contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
+            contexts = hub.context.keep["tls"] = self._made()
         self._contexts = contexts
         self._threads = trio.CapacityLimiter(THREADS)
-        self.configure()
-
-    def configure(self) -> None:
-        """Go by the hub's settings; certificates are reloaded by themselves."""
-        self._plain_headers = http.security_headers(msgspec.structs.replace(self._hub.settings, hsts_enabled=False))
 
     def layer(self) -> Tls | None:
         """For a new connection."""
         return Tls() if self._contexts is not None else None
 
     def reload(self) -> None:
-        """Take what the files hold now, for handshakes from now on. If they can't be used all stays as it is."""
+        """Take what the context holds now, for handshakes from now on. If it can't be used all stays as it is."""
         hub = self._hub
         if self._contexts is None:
             return
         try:
-            self._contexts = hub.context.keep["tls"] = tls_context.contexts(hub.settings)
+            self._contexts = hub.context.keep["tls"] = self._made()
         except TlsUnusable as error:
             log.error("the certificates were not reloaded, the old ones stay: %s", error)  # noqa: TRY400 - no fault of ours
             self._record("config.refused", str(error))
         else:
             log.info("new TLS handshakes use the certificates as they are now")
+
+    def _made(self) -> Contexts:
+        material = self._hub.context.tls
+        if material is None:
+            raise TlsUnusable("ssl_cert_path", "was not handed to this worker")
+        return tls_context.contexts(self._hub.settings, material)
 
     def _record(self, event: str, reason: str) -> None:
         hub = self._hub
@@ -206,7 +206,8 @@ class Handshakes:
 
     def timed_out(self, connection: Connection) -> None:
         tls = connection.tls
-        self._hub.offence(connection, "handshake")
+        if tls is not None and tls.seen:
+            self._hub.offence(connection, "handshake")
         self._event(connection, "timeout", "the handshake was not finished" if tls and tls.seen else "no ClientHello")
         self._hub.close_now(connection, "timeout")
 
@@ -246,6 +247,8 @@ class Handshakes:
         """The client hung up. One that has said nothing at all is a scanner or a health check."""
         if tls.seen:
             self._hub.count("tls_failed")
+            if not tls.steps:  # it can't have seen anything of ours that it might not like
+                self._hub.offence(connection, "handshake")
             self._event(connection, "tls", "the client went away")
         self._hub.close_now(connection, "closed")
 
@@ -285,7 +288,7 @@ class Handshakes:
         connection.tls = None
         hub.ready[connection.fd] = functools.partial(hub.on_socket, connection)
         if connection.listener == "ws":
-            connection.write(http.problem(400, PLAIN, headers=self._plain_headers))
+            connection.write(http.problem(400, PLAIN, headers=http_answers.unread_fields(hub)))
         else:
             connection.send_message(jsonrpc.error_reply(b"null", -32600, "this port speaks TLS", {"reason": "tls"}))
         hub.finish(connection, "tls")

@@ -134,13 +134,14 @@ class HeadReader:
         max_line: bytes of the request line, its CRLF not counted.
     """
 
-    __slots__ = ("_held", "_line_read", "_max_head", "_max_headers", "_max_line")
+    __slots__ = ("_begun", "_held", "_line_read", "_max_head", "_max_headers", "_max_line")
 
     def __init__(self, *, max_head: int = MAX_HEAD, max_headers: int = MAX_HEADERS, max_line: int = MAX_LINE) -> None:
         self._max_head = max_head
         self._max_headers = max_headers
         self._max_line = max_line
         self._held = bytearray()
+        self._begun = False  # an empty line before the request line was there, or can't be any more
         self._line_read = False  # the first line of what is held was looked at, and is a request line
 
     @property
@@ -157,6 +158,14 @@ class HeadReader:
         held = self._held
         before = len(held)
         held += data[: self._max_head - before]
+        if not self._begun:
+            # RFC 9112 §2.2: at least one empty line before the request line is to be ignored.
+            if not held or (len(held) == 1 and held[0] == 0x0D):
+                return None
+            self._begun = True
+            if held.startswith(b"\r\n"):
+                del held[:2]
+                before -= 2
         if not self._line_read:
             # Whoever speaks something else (HTTP/0.9, SSH, TLS …) is told at once, and not after a time-out.
             line_end = held.find(b"\r\n", max(0, before - 1), self._max_line + 2)
@@ -176,7 +185,7 @@ class HeadReader:
         lines = bytes(held[:end]).split(b"\r\n")
         rest = data[end + 4 - before :]
         held.clear()
-        self._line_read = False
+        self._begun = self._line_read = False
         return self._parse(lines, rest)
 
     def _check_bytes(self, start: int, end: int) -> None:
@@ -394,7 +403,9 @@ def response(
     else:
         fields.append(("Content-Length", str(len(body))))
     if close:
-        fields.append(("Connection", "close"))
+        # RFC 9110 §7.8: who sends Upgrade says so in Connection, too.
+        upgrades = any(name == "Upgrade" for name, _ in fields)
+        fields.append(("Connection", "Upgrade, close" if upgrades else "close"))
     return _head(status, fields) + (b"" if head_only else body)
 
 

@@ -18,7 +18,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from actors.policy.cors import answer_fields, is_preflight, preflight_fields
+import msgspec
+
+from actors.policy import cors
+from actors.policy.cors import VARY, answer_fields, preflight_fields
 from actors.policy.rate_headers import rate_fields
 
 from . import http
@@ -71,31 +74,47 @@ def problem(
     hub.finish(connection, f"http {status}")
 
 
-def options(hub: Hub, connection: Connection, request: Request, allow: str) -> None:
-    """Answer OPTIONS on a resource that takes the methods ``allow``: a preflight (204 or 403), or anybody else's."""
-    settings = hub.settings
+def is_preflight(hub: Hub, request: Request) -> bool:
+    """Whether a browser asks what a page may do here; with CORS switched off it is an OPTIONS as any other."""
     method = request.get("access-control-request-method")
-    origin = request.get("origin")
-    if not settings.cors_enabled or method is None or not is_preflight(request.method, origin, method):
-        answer(hub, connection, request, 204, [("Allow", allow)])
-        return
-    fields = preflight_fields(origin, method, request.get_all("access-control-request-headers"), settings)
+    return hub.settings.cors_enabled and cors.is_preflight(request.method, request.get("origin"), method)
+
+
+def preflight(hub: Hub, connection: Connection, request: Request) -> None:
+    """Answer it, whatever the path: 204 or 403."""
+    method = request.get("access-control-request-method") or b""
+    names = request.get_all("access-control-request-headers")
+    fields = preflight_fields(request.get("origin"), method, names, hub.settings)
     if fields is None:
         problem(hub, connection, None, 403, "this cross-origin request is not allowed")
         return
     answer(hub, connection, request, 204, fields)
 
 
-def upgrade_fields(hub: Hub) -> list[tuple[str, str]]:
-    """What a 101 carries besides the handshake: the security headers, which no WebSocket client minds, and ``Date``."""
-    return [*http.security_headers(hub.settings), http.date_header(time.time())]
+def upgrade_fields(hub: Hub, connection: Connection) -> list[tuple[str, str]]:
+    """What a 101 carries besides the handshake: what is on every answer, which no WebSocket client minds."""
+    return [*_rate_fields(hub, connection), *http.security_headers(hub.settings), http.date_header(time.time()), VARY]
+
+
+def unread_fields(hub: Hub) -> list[tuple[str, str]]:
+    """What an answer carries to whom speaks in the clear where TLS is spoken: no HSTS there (RFC 6797 §7.2)."""
+    settings = msgspec.structs.replace(hub.settings, hsts_enabled=False)
+    return [*rate_fields(settings, None), *http.security_headers(settings), http.date_header(time.time()), VARY]
+
+
+def _rate_fields(hub: Hub, connection: Connection) -> list[tuple[str, str]]:
+    """Who was not charged, or not here, has the budget of its address, as far as that is known."""
+    quota = connection.quota
+    if quota is None and connection.key:
+        quota = hub.budget.quota((connection.key,))
+    return rate_fields(hub.settings, quota)
 
 
 def _complete(hub: Hub, connection: Connection, request: Request | None, headers: Fields) -> list[tuple[str, str]]:
     settings = hub.settings
     given = {name.lower() for name, _ in headers}
     common = [
-        *rate_fields(settings, connection.quota),
+        *_rate_fields(hub, connection),
         *http.security_headers(settings),
         http.date_header(time.time()),
     ]

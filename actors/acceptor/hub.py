@@ -38,6 +38,7 @@ from ipc.messages import (
     Disconnect,
     Done,
     Drain,
+    Evict,
     GatewayStatus,
     ListenersChanged,
     OffenceKind,
@@ -58,6 +59,7 @@ from .connection import LINGER_NS, RECEIVE_BYTES, Connection, Stage
 from .deadlines import Deadlines
 from .dispatch import Dispatch
 from .entry import Entry
+from .farewells import Farewells
 from .handshakes import Handshakes
 from .http import HeadReader
 from .inflight import Inflight
@@ -147,6 +149,7 @@ class Hub:
         self.meter: Meter = context.keep["meter"]
         self.meter.measuring = self.settings.measuring
         self.deadlines = Deadlines(self)
+        self.farewells = Farewells()
         self.budget = Budget(self)
         self.blocklist = Blocklist(self)
         self.misdeeds = Misdeeds(self)
@@ -330,11 +333,15 @@ class Hub:
         except BlockingIOError:
             return
         except OSError as error:  # reset, timed out, unreachable: the peer's end, whatever its name
+            self.entry.gone(connection)
             self.close_now(connection, why(error))
             return
         if connection.stage is Stage.CLOSING:
             connection.linger_left -= len(data)
-            if not data or connection.linger_left < 0:
+            if not data and connection.out:  # it has nothing more to say, and may still listen
+                connection.eof = True
+                self.dirty[connection.fd] = connection
+            elif not data or connection.linger_left < 0:
                 self.close_now(connection, "closed")
             return
         if not data:
@@ -437,7 +444,11 @@ class Hub:
 
     def _linger(self, connection: Connection) -> None:
         """All is written. Closing with unread input would reset the connection and destroy the answer on its way to
-        the peer (RFC 1122 §4.2.2.13), so send FIN and read the rest away for a bounded while."""
+        the peer (RFC 1122 §4.2.2.13), so send FIN and read the rest away for a bounded while. Its place is free."""
+        self.entry.vacate(connection)
+        if not self.farewells.begin(connection):
+            self.close_now(connection, "closed")
+            return
         connection.linger_until_ns = self.now + LINGER_NS
         self.deadlines.by(connection, connection.linger_until_ns)
         try:
@@ -473,8 +484,9 @@ class Hub:
         connection.out.clear()
         self.connections.pop(connection.session, None)
         self.meter.closed(connection)
-        if connection.admitted:
-            self.entry.released.append(connection.session)
+        self.farewells.end(connection)
+        self.prefaces.forget(connection)
+        self.entry.vacate(connection)
 
     def _leave(self, connection: Connection, reason: str, *, audited: bool = False) -> None:
         if connection.stage is Stage.OPEN:
@@ -525,6 +537,8 @@ class Hub:
                     self._drain(deadline)
                 case Describe():
                     delivery.reply(Description(data=describe.acceptor(self)))
+                case Evict(sessions=sessions):
+                    self.entry.evict(sessions)
                 case Disconnect(connection=public):
                     delivery.reply(self._disconnect(public))
                 case _ if self.budget.delivered(message) or self.blocklist.delivered(message):
@@ -539,7 +553,7 @@ class Hub:
         self.settings = self.context.settings
         self.audit.policy = self.settings.audit_on_full
         self.meter.measuring = self.settings.measuring
-        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.screening, self.handshakes):
+        for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.screening):
             part.configure()
         for connection in list(self.connections.values()):
             if connection.stage is Stage.OPEN:

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 STRANGERS: Final = 8  # messages before authentication that may not be sent then, until the connection is closed
 INTRODUCTIONS: Final = 32  # and those that may: a handshake and some pings, not a flood
 _ANSWERED: Final = frozenset({"initialize", "server/discover", "ping"})
-
-
-SESSION_METHODS: Final = frozenset({"auth/refresh", "auth/logout"})
-"""Methods of the gateway's own on an open connection."""
+# Of one connection, that succeed: they cost its budget nothing, but auth and the audit log something. Those that fail
+# are held against it as it is, and are told that they failed.
+LOGINS_A_SECOND: Final = 10
 
 
 class _Refresh(msgspec.Struct):
@@ -105,6 +104,12 @@ class Login:
 
     def authenticate(self, connection: Connection, item: Item, envelope: Envelope) -> None:
         """The method ``authenticate``, on an open connection too. Later messages wait until it is decided."""
+        if self._too_many(connection):
+            data: dict[str, object] = {"retryAfterMs": RETRY_MS}
+            connection.send_message(jsonrpc.error_reply(envelope.id, 429, "too many attempts to authenticate", data))
+            self.hub.event(connection, "rate.limited", severity="warning", outcome="refused", reason="authenticate")
+            self.hub.offence(connection, "rate")
+            return
         try:
             params = _login_decoder.decode(item.raw).params
             credential = Credential("token", params.token) if params.token is not None else of_certificate(connection)
@@ -123,6 +128,7 @@ class Login:
         connection.login_id = b""
         if connection.stage >= Stage.CLOSING:
             return
+        connection.second_logins += isinstance(reply, Grant)
         if not isinstance(reply, Grant):
             self.fail(connection, id, reply)
         elif self.hub.blocklist.refuses_principal(reply):
@@ -156,6 +162,24 @@ class Login:
             else:
                 self.hub.entry.opened(connection, reply, server)
         self.hub.dispatch.resume(connection)
+
+    def _too_many(self, connection: Connection) -> bool:
+        if self.hub.now - connection.login_second_ns >= 1_000_000_000:
+            connection.login_second_ns = self.hub.now
+            connection.second_logins = 0
+        return connection.second_logins >= LOGINS_A_SECOND
+
+    def not_forwarded(self, connection: Connection, item: Item, envelope: Envelope) -> None:
+        """A method of ours as a notification, or misspelt: it may hold a credential, which is no server's business."""
+        if envelope.kind == "request":
+            self.hub.dispatch.refuse(connection, item, -32601, "no such method; the gateway's are in lower case")
+        self.hub.event(
+            connection,
+            "message.invalid",
+            severity="warning",
+            outcome="refused",
+            reason="a method of the gateway's own, misspelt" if envelope.kind == "request" else "a request needs an id",
+        )
 
     def session_method(self, connection: Connection, item: Item, envelope: Envelope) -> None:
         """``auth/refresh`` and ``auth/logout``. Later messages wait until it is decided."""
@@ -195,6 +219,8 @@ class Login:
                 self.hub.entry.granted(connection)
                 self.hub.deadlines.arm(connection)
         else:
+            if isinstance(reply, Refused) and reply.reason == "auth":
+                self.hub.offence(connection, "auth")
             self._refuse(connection, id, reply)
         self.hub.dispatch.resume(connection)
 
@@ -213,7 +239,7 @@ class Login:
     def _refuse(self, connection: Connection, request_id: bytes, reply: Reply) -> None:
         """Answer a question about a session that auth refused or could not answer."""
         refused = reply if isinstance(reply, Refused) else Refused("policy actor down")
-        code = {"auth": 401, "unsupported": 501}.get(refused.reason, 503)
+        code = {"auth": 401, "block": 403, "unsupported": 501}.get(refused.reason, 503)
         data: dict[str, object] = {"reason": refused.reason}
         if code == 503:
             data["retryAfterMs"] = refused.retry_after_ms or RETRY_MS
@@ -229,9 +255,17 @@ class Login:
             data: dict[str, object] = {"reason": reason, "retryAfterMs": RETRY_MS}
             connection.send_message(jsonrpc.error_reply(request_id, 503, "authentication is not available", data))
             return
+        if reply.reason == "block":
+            said: dict[str, object] = {"reason": "block"}
+            connection.send_message(jsonrpc.error_reply(request_id, 403, reply.detail, said))
+            self.hub.event(connection, "connection.refused", severity="warning", outcome="refused", reason="block")
+            self.hub.close(connection, 3003, reply.detail)
+            return
         connection.failed_logins += 1
         if reply.reason == "auth":
             self.hub.offence(connection, "auth")
         connection.send_message(jsonrpc.error_reply(request_id, 401, "authentication failed"))
-        if connection.failed_logins >= self.hub.settings.max_failed_attempts:
+        # What nobody has to authenticate for is not for those who tried and failed: they are not anonymous.
+        nameless = connection.stage is Stage.OPEN and not connection.authenticated
+        if nameless or connection.failed_logins >= self.hub.settings.max_failed_attempts:
             self.hub.close(connection, 3000, "authentication failed")

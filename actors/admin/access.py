@@ -1,5 +1,8 @@
 """Who may see what on the health listener.
 
+The admin API is for the bearer of ADMIN_TOKEN, whoever else is up or down, and for tokens with the scope ``admin``, of
+which auth is asked each time.
+
 On loopback everything but the admin API is open, as long as the Host is one of this machine's: a page in a browser of
 this machine must not get in by a name that it has bound to 127.0.0.1 (DNS rebinding). Beyond loopback figures and
 details want the token, and the admin API is off unless the operator serves it without TLS on purpose.
@@ -15,6 +18,7 @@ import attrs
 from ipc.settings import ANY, Settings
 
 from ..policy.identity import StaticTokens, digest
+from ..policy.jws import looks_like_one
 from .answers import Problem
 from .connection import Request
 
@@ -67,6 +71,12 @@ class Access:
             return "bad"
         return "good" if self.tokens.matches(presented) else "bad"
 
+    def signed_token(self, request: Request) -> str:
+        """The JWT that the request shows, which auth has to judge; empty if it shows none."""
+        scheme, _, token = (request.header("authorization") or "").partition(" ")
+        token = token.strip(" ")
+        return token if scheme.lower() == "bearer" and digest(token) is not None and looks_like_one(token) else ""
+
     def may_see_details(self, request: Request) -> bool:
         """Whether /health may say more than one word. A wrong token fails, as everywhere. Raises Problem (401)."""
         shown = self.credential(request)
@@ -92,6 +102,12 @@ def unauthorized(shown: Credential) -> Problem:
     """RFC 6750 §3: the challenge names an error only if a credential was shown."""
     challenge = f'{_CHALLENGE}, error="invalid_token"' if shown == "bad" else _CHALLENGE
     return Problem(401, "the admin token is wanted", (("WWW-Authenticate", challenge),))
+
+
+def insufficient() -> Problem:
+    """RFC 6750 §3.1: a good token without the scope."""
+    challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="admin"'
+    return Problem(403, "the token has no scope admin", (("WWW-Authenticate", challenge),))
 
 
 def host_name(host: str) -> str:

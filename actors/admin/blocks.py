@@ -11,6 +11,7 @@ from ipc.address import Address
 from ipc.errors import ActorDown, DeadlineExceeded
 from ipc.messages import BlockClient, BlockListing, ListBlocks, UnblockClient
 
+from ..policy.credential_like import is_credential
 from .answers import Problem
 
 MOST: Final = 10_000
@@ -37,6 +38,8 @@ def wish(body: bytes) -> BlockClient:
         raise Problem(400, "either an ip or a principal")
     if wanted.for_ms < 0:
         raise Problem(400, "for_ms is negative")
+    if is_credential(wanted.principal):
+        raise Problem(400, "this is a credential, not the name of a principal")
     return BlockClient(wanted.ip or _PRINCIPAL + wanted.principal, wanted.for_ms)
 
 

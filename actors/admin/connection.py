@@ -45,6 +45,7 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     peer: str
     body: bytes = b""
+    principal: str = ""  # who asks, once that is known; the bearer of ADMIN_TOKEN has no name
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand there once only. Raises Problem (400) if it is doubled."""

@@ -17,19 +17,23 @@ from ipc.errors import ActorDown, DeadlineExceeded
 from ipc.messages import (
     AdminRequest,
     AuditEvent,
+    AuthenticateAdmin,
     Description,
     Disconnect,
     Done,
     EndSession,
+    Grant,
     ListSessions,
     Message,
+    Refused,
     ResetBreaker,
     RevokeTokens,
 )
 
 from ..audit_ring import AuditRing
-from . import blocks, metrics
-from .access import Access
+from ..policy.credential_like import is_credential
+from . import blocks, metrics, targets
+from .access import Access, insufficient, unauthorized
 from .answers import JSON, Answer, Problem, document
 from .connection import Request
 from .health import Health, connections_of, judge
@@ -123,30 +127,45 @@ class Routes:
             if segment is None:
                 continue
             if request.method == route.method or (request.method == "HEAD" and route.method == "GET"):
-                self._guard(route, request)
-                return await route.make(self, request, segment)
+                return await route.make(self, await self._guard(route, request), segment)
             allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
         if request.target.startswith(f"{API}/"):
             # What exists below is nobody's business without the token.
-            self._require_admin(request)
+            await self._require_admin(request)
         if allowed:
             raise Problem(405, f"{request.target} takes {', '.join(allowed)}", (("Allow", ", ".join(allowed)),))
         raise Problem(404, "nothing is served at this path")
 
-    def _guard(self, route: Route, request: Request) -> None:
+    async def _guard(self, route: Route, request: Request) -> Request:
+        """The request, with who makes it. Raises Problem."""
         if route.guard == "admin":
-            self._require_admin(request)
-        elif route.guard == "details":
+            return await self._require_admin(request)
+        if route.guard == "details":
             self.access.require_details(request)
+        return request
 
-    def _require_admin(self, request: Request) -> None:
+    async def _require_admin(self, request: Request) -> Request:
         try:
             self.access.require_admin(request)
         except Problem as problem:
+            token = self.access.signed_token(request) if problem.status == 401 else ""
+            if token:
+                return await self._of_scope(request, token)
             self.state.count("unauthorized")
             if problem.status == 401 and self.access.credential(request) == "bad":
-                self._record(request, "auth.failed", "failure", {"path": request.target[:200]})
+                self._record(request, "auth.failed", "failure", {"path": targets.path(request.target)})
             raise
+        return request
+
+    async def _of_scope(self, request: Request, token: str) -> Request:
+        """Auth is asked each time: what has been revoked or has expired is over at once."""
+        (answer,) = await self._ask("auth", AuthenticateAdmin(token, request.peer))
+        if isinstance(answer, Grant):
+            return attrs.evolve(request, principal=answer.principal)
+        if not isinstance(answer, Refused) or answer.reason == "unavailable":
+            raise Problem(503, "the token can't be judged now; ADMIN_TOKEN can", (("Retry-After", "1"),))
+        self.state.count("unauthorized")
+        raise insufficient() if answer.reason == "forbidden" else unauthorized("bad")
 
     # --- health
 
@@ -203,11 +222,12 @@ class Routes:
 
     async def reset_breaker(self, request: Request, name: str) -> Answer:
         answers = await self._ask("breaker", ResetBreaker(name))
-        return self._done(request, "breaker.reset", name, answers, "no server has this name")
+        return self._done(request, "breaker.reset", targets.name(name), answers, "no server has this name")
 
     async def disconnect(self, request: Request, connection: str) -> Answer:
         answers = await self._ask("acceptor", Disconnect(connection))
-        return self._done(request, "connection.disconnect", connection, answers, "no connection has this id")
+        missing = "no connection has this id"
+        return self._done(request, "connection.disconnect", targets.connection(connection), answers, missing)
 
     async def sessions(self, _request: Request, _segment: str) -> Answer:
         """Issued sessions, the oldest first."""
@@ -218,7 +238,7 @@ class Routes:
 
     async def end_session(self, request: Request, session: str) -> Answer:
         answers = await self._ask("auth", EndSession(session))
-        return self._done(request, "session.end", session, answers, "no session has this id")
+        return self._done(request, "session.end", targets.session(session), answers, "no session has this id")
 
     async def revoke_tokens(self, request: Request, _segment: str) -> Answer:
         """A JSON object with one of ``token``, ``jti`` and ``principal``. The token is not recorded."""
@@ -230,8 +250,10 @@ class Routes:
             raise Problem(400, "exactly one of token, jti and principal is to be given")
         if max(len(wanted.jti), len(wanted.principal)) > _LONGEST_SUBJECT:
             raise Problem(400, f"jti and principal have at most {_LONGEST_SUBJECT} characters")
+        if is_credential(wanted.jti) or is_credential(wanted.principal):
+            raise Problem(400, "this is a credential, not the name of one: give it as token")
         answers = await self._ask("auth", RevokeTokens(wanted.token, wanted.jti, wanted.principal))
-        target = wanted.principal or wanted.jti or "token"
+        target = targets.name(wanted.principal or wanted.jti or "token")
         missing = "this is neither a live session's token nor a signed one"
         return self._done(request, "token.revoke", target, answers, missing)
 
@@ -248,7 +270,7 @@ class Routes:
 
     async def _rule(self, request: Request, action: str, target: str, message: Message) -> Answer:
         (done,) = await self._ask("limiter", message)
-        detail = {"action": action, "target": target}
+        detail = {"action": action, "target": targets.client(target)}
         if not isinstance(done, Done):
             self._record(request, "admin.action", "failure", detail)
             raise Problem(503, "the limiter does not answer", (("Retry-After", "1"),))
@@ -319,6 +341,7 @@ class Routes:
                 time_ns=time.time_ns(),
                 transport="admin",
                 peer_ip=request.peer,
+                principal=request.principal,
                 detail=dict(detail),
             )
         )

@@ -59,5 +59,16 @@ class AddressSet:
         number = int(address)
         return any(number >> shift in prefixes for shift, prefixes in self._ranges.get(address.version, ()))
 
+    def meets(self, cidr: str) -> bool:
+        """Whether this range and one of the set's have an address in common. Raises ValueError for what is none."""
+        network = _canonical_network(cidr)
+        number, shift = int(network.network_address), network.max_prefixlen - network.prefixlen
+        return any(
+            number >> own in prefixes
+            if own >= shift
+            else any(prefix >> (shift - own) == number >> shift for prefix in prefixes)
+            for own, prefixes in self._ranges.get(network.version, ())
+        )
+
     def __bool__(self) -> bool:
         return bool(self._ranges)

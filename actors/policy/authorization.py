@@ -2,8 +2,8 @@
 
 Both must allow a message. Of the rules the first that speaks about a message decides, in the order of the file; where
 none does, the default. A message with several targets (``subscriptions/listen``) is allowed when each of them is; a
-target that can't be read, or is longer than anything that is one, counts as any target at all, and is allowed only
-where every one would be. A URI has to be allowed in every form that a server may take it for.
+target that can't be read, holds control characters, or is longer than anything that is one, counts as any target at
+all, and is allowed only where every one would be. A URI has to be allowed in every form that a server may take it for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ipc.globs import ANYTHING, Glob, covers, matches, overlaps
 from ipc.messages import Envelope
 
 from .eras import LISTEN
+from .identity import is_reserved
 from .resource_uri import canonical_glob, forms, is_treacherous, template_glob
 
 READ: Final = "mcp:read"
@@ -50,7 +51,8 @@ READ_METHODS: Final = frozenset(
 
 ALLOWED: Final = ""
 DEFAULT: Final = "default"  # the name that a refusal gives where no rule spoke
-# … and where a method is one with targets but for its case or spaces: a server that doesn't mind would take it for it.
+# … and where a method is one with targets but for its case or spaces, or holds what can't be seen: a server that
+# doesn't mind would take it for another one.
 SPELLING: Final = "spelling"
 
 _COMPLETE: Final = "completion/complete"
@@ -123,8 +125,12 @@ class Rights:
     def __init__(
         self, rules: Iterable[AuthorizationRule], default: Effect, principal: str, scopes: Iterable[str], upstream: str
     ) -> None:
+        # What is issued for a static token stands for its holder, who has no name: a rule for him is for it too.
+        names = (principal, "") if is_reserved(principal) else (principal,)
         self._rules = [
-            rule for rule in rules if applies(rule.principals, principal) and applies(rule.upstreams, upstream)
+            rule
+            for rule in rules
+            if any(applies(rule.principals, name) for name in names) and applies(rule.upstreams, upstream)
         ]
         self._last = _Line(default, DEFAULT)
         self._scopes = frozenset(scopes)
@@ -141,6 +147,8 @@ class Rights:
         scope = scope_for(method)
         if scope not in self._scopes:
             return f"scope:{scope}"
+        if not method.isprintable():
+            return SPELLING
         kind = _KIND.get(method)
         if kind is not None:
             return self._decide(method, kind, envelope.uri if kind == "resource" else envelope.name)
@@ -195,7 +203,7 @@ class Rights:
         if not target or len(target) > _LONGEST:
             return _certain(lines, ANYTHING)
         if kind != "resource":
-            return _first(lines, target)
+            return _first(lines, target) if target.isprintable() else _certain(lines, ANYTHING)
         if is_treacherous(target):
             return _certain(lines, ANYTHING)
         if method == _COMPLETE and "{" in target:

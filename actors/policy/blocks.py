@@ -4,8 +4,9 @@ An automatic block lasts ``duration_ms``, and twice as long at each repetition, 
 while the last one ended less than a day ago. Whoever tries again while blocked prolongs nothing. An operator's block
 lasts as long as the operator says, and an operator who lifts a block lifts what it would count for later as well.
 
-Ends are wall-clock milliseconds: they hold through a restart of the machine. An active block is never evicted; what
-is remembered of past ones is bounded, and the oldest go first.
+Ends are wall-clock milliseconds: they hold through a restart of the machine. The number of blocks is bounded: whoever
+is to be blocked when there are as many takes the place of the automatic block that ends first, never of an operator's.
+What is remembered of past ones is bounded, too, and the oldest go first.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Block(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Blocks:
     """Args:
     duration_ms: of a first automatic block (BLOCK_DURATION).
-    capacity: active blocks at most, and past ones remembered at most. Past it nobody is blocked anew.
+    capacity: active blocks at most, and past ones remembered at most. Past it the automatic block that ends first
+      makes room (``take_evicted``); with nothing but operators' blocks nobody is blocked anew.
     """
 
     duration_ms: int
@@ -50,6 +52,8 @@ class Blocks:
     _active: dict[str, Block] = attrs.field(factory=dict, init=False)
     _past: dict[str, Block] = attrs.field(factory=dict, init=False)  # in the order of their ends, nearly
     _ends: list[tuple[int, str]] = attrs.field(factory=list, init=False)  # a heap; may hold ends that no longer are
+    _automatic: list[tuple[int, str]] = attrs.field(factory=list, init=False)  # the same of automatic blocks
+    _evicted: list[Block] = attrs.field(factory=list, init=False)
 
     def __len__(self) -> int:
         return len(self._active)
@@ -70,7 +74,7 @@ class Blocks:
         """An automatic block; None if this key is blocked already, or there is no room."""
         if self.get(key, now_ms) is not None:
             return None
-        if len(self._active) >= self.capacity and key not in self._active:
+        if not self._has_room(key):
             self.full += 1
             return None
         earlier = self._past.get(key) or self._active.get(key)  # one that has ended and has not been swept yet
@@ -83,7 +87,7 @@ class Blocks:
 
     def block_by_operator(self, key: str, now_ms: int, lasts_ms: int) -> Block | None:
         """Takes the place of the block in force, if there is one. None: there is no room."""
-        if len(self._active) >= self.capacity and key not in self._active:
+        if not self._has_room(key):
             return None
         earlier = self._active.get(key) or self._past.get(key)
         strikes = earlier.strikes if earlier is not None else 0
@@ -116,6 +120,26 @@ class Blocks:
         """Take in what was kept on disk; ``sweep`` then sorts out what has ended."""
         self._active[block.key] = block
         heapq.heappush(self._ends, (block.until_ms, block.key))
+        if block.automatic:
+            heapq.heappush(self._automatic, (block.until_ms, block.key))
+
+    def take_evicted(self) -> list[Block]:
+        """The blocks that had to make room since this was asked; nothing of them is kept."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def _has_room(self, key: str) -> bool:
+        """Make it, if need be."""
+        if len(self._active) < self.capacity or key in self._active:
+            return True
+        while self._automatic:
+            until_ms, first = heapq.heappop(self._automatic)
+            block = self._active.get(first)
+            if block is not None and block.automatic and block.until_ms == until_ms:
+                del self._active[first]
+                self._evicted.append(block)
+                return True
+        return False
 
     def _enforce(self, block: Block) -> Block:
         self._past.pop(block.key, None)
@@ -123,6 +147,9 @@ class Blocks:
         if len(self._ends) > 2 * len(self._active) + 64:  # ends of blocks that were lifted or replaced
             self._ends = [(known.until_ms, key) for key, known in self._active.items()]
             heapq.heapify(self._ends)
+        if len(self._automatic) > 2 * len(self._active) + 64:
+            self._automatic = [(known.until_ms, key) for key, known in self._active.items() if known.automatic]
+            heapq.heapify(self._automatic)
         return block
 
     def _forget(self, now_ms: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from .identity import Identity
+from .identity import Identity, is_reserved
 
 MAX_NAME: Final = 256
 SCOPES: Final = ("mcp:call", "mcp:read")
@@ -76,11 +76,13 @@ def _of(wanted: str, names: Iterable[tuple[str, str]]) -> list[str]:
 
 def _is_name(name: str) -> bool:
     """Whether it can stand in a log line and a policy file without doubt, and is no name of another kind of identity:
-    ``|`` parts an outside issuer from its subject, and a fingerprint is the name of its own certificate only."""
+    ``|`` parts an outside issuer from its subject, a fingerprint is the name of its own certificate only, and the names
+    of what is issued for static tokens are nobody else's."""
     return (
         0 < len(name) <= MAX_NAME
         and name.isprintable()
         and name == name.strip()
         and "|" not in name
         and not name.lower().startswith("sha256:")
+        and not is_reserved(name)
     )

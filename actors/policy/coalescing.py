@@ -22,6 +22,9 @@ Kind = tuple[str, ...]
 
 def kind_of(event: AuditEvent) -> Kind | None:
     """What makes two events alike; None for an event that is never merged with others."""
+    if event.event == "auth.ok" and event.detail.get("again"):
+        # A connection that authenticates over and over: it alone, so that the first one of each is always there.
+        return (event.event, event.transport, event.peer_ip, event.principal, event.connection)
     if event.outcome != "refused" and event.event not in _ALLOWED:
         return None
     return (event.event, event.transport, event.peer_ip, event.principal, event.rule, event.reason, event.upstream)
@@ -132,6 +135,8 @@ class Coalescer:
 def _summary(window: _Window) -> AuditEvent:
     if window.sample is None:
         raise ValueError("a window without a counted event has no summary")
-    return msgspec.structs.replace(
-        window.sample, connection="", peer_port=0, detail={**window.sample.detail, "count": window.count}
-    )
+    sample = window.sample
+    detail = {**sample.detail, "count": window.count}
+    if sample.event == "auth.ok":  # of one connection
+        return msgspec.structs.replace(sample, detail=detail)
+    return msgspec.structs.replace(sample, connection="", peer_port=0, detail=detail)

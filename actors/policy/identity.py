@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -44,6 +45,15 @@ class Identity:
     issued_ms: int = 0
     tokens: tuple[str, ...] = ()  # the names under which the credential itself can be revoked
     standing: str = ""  # what of the settings lets it in: a listener, and the digest of one of its static tokens
+
+
+_STATIC_NAME = re.compile(r"static(?:-[0-9a-f]{12})?\Z")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether only the gateway gives this name: to what it issues for a static token, and, in policy files, to its
+    holder."""
+    return _STATIC_NAME.match(name) is not None
 
 
 STATIC = Identity("", ("mcp:call", "mcp:read"), 0, "", "", "", "static")

@@ -8,14 +8,15 @@ secret (RFC 8725 §2.1). Each kind has its own ``iss`` and ``aud``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import attrs
 
-from .identity import Identity, digest
+from .identity import Identity, digest, is_reserved
 from .jwks import KeySet, KeyUnknown
 from .jws import MAX_TOKEN, SYMMETRIC, Compact, Key, TokenRefused, looks_like_one, parse
+from .session_tokens import token_ids
 from .strict_json import strict_object
 
 __all__ = ["MAX_TOKEN", "KeyUnknown", "OutsideIssuer", "OwnIssuer", "TokenRefused", "Verifier", "looks_like_one"]
@@ -36,17 +37,11 @@ _TYPES: Final = frozenset({"jwt", "at+jwt"})
 _LATEST_SECOND: Final = 2**53 // 1000
 
 
-class IsRevoked(Protocol):
-    """Whether a token that is valid otherwise has been revoked.
-
-    ``jti`` is empty where the token has none; ``digest`` is the token's SHA-256 in hexadecimal; ``sub`` is the
-    principal, so that an outside subject can't be mistaken for one of ours; ``iat`` is in seconds, as in the token.
-    """
-
-    def __call__(self, jti: str, digest: str, sub: str, iat: float, /) -> bool: ...
+IsRevoked = Callable[[Identity], bool]
+"""Whether a token that is valid otherwise has been revoked."""
 
 
-def never_revoked(_jti: str, _digest: str, _sub: str, _iat: float, /) -> bool:
+def never_revoked(_identity: Identity, /) -> bool:
     return False
 
 
@@ -128,7 +123,7 @@ class Verifier:
             while len(self._remembered) >= self.capacity:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[key] = known
-        if self.is_revoked(known.jti, key.hex(), known.principal, known.issued_ms / 1000):
+        if self.is_revoked(known):
             raise TokenRefused("token revoked")
         self._verified += 1
         return known
@@ -147,10 +142,10 @@ class Verifier:
         compact = parse(token)
         _check_type(compact.header)
         if compact.algorithm in SYMMETRIC:
-            return self._verify_own(compact, now_ms)
-        return self._verify_outside(compact, now_ms)
+            return self._verify_own(token, compact, now_ms)
+        return self._verify_outside(token, compact, now_ms)
 
-    def _verify_own(self, compact: Compact, now_ms: int) -> Identity:
+    def _verify_own(self, token: str, compact: Compact, now_ms: int) -> Identity:
         """``kid`` plays no part: there are two secrets at most."""
         if self.own is None:
             raise TokenRefused("token algorithm not allowed")
@@ -164,18 +159,20 @@ class Verifier:
         issued_ms, expires_ms = check_times(claims, self.times, now_ms)
         principal = own_subject(claims)
         session = _text(claims, "sid", LONGEST_ID) if "sid" in claims else ""
+        jti = _text(claims, "jti", LONGEST_ID)
         return Identity(
             principal=principal,
             scopes=scopes_of(claims, ("scope",)),
             expires_at_ms=expires_ms,
-            jti=_text(claims, "jti", LONGEST_ID),
+            jti=jti,
             session=session,
             family=session,
             issuer="own",
             issued_ms=issued_ms,
+            tokens=token_ids(token, self.own.issuer, jti),
         )
 
-    def _verify_outside(self, compact: Compact, now_ms: int) -> Identity:
+    def _verify_outside(self, token: str, compact: Compact, now_ms: int) -> Identity:
         if self.outside is None or compact.algorithm not in self.outside.algorithms:
             raise TokenRefused("token algorithm not allowed")
         if not self._signed(compact, self.outside.keys.key_of(compact)):
@@ -184,15 +181,17 @@ class Verifier:
         _check_parties(claims, self.outside.issuer, self.outside.audience)
         issued_ms, expires_ms = check_times(claims, self.times, now_ms)
         subject = _text(claims, "sub", LONGEST_SUBJECT)
+        jti = _text(claims, "jti", LONGEST_ID) if "jti" in claims else ""
         return Identity(
             principal=f"{self.outside.issuer}{SEPARATOR}{subject}",
             scopes=scopes_of(claims, ("scope", "scp")),
             expires_at_ms=expires_ms,
-            jti=_text(claims, "jti", LONGEST_ID) if "jti" in claims else "",
+            jti=jti,
             session="",
             family="",
             issuer="outside",
             issued_ms=issued_ms,
+            tokens=token_ids(token, self.outside.issuer, jti),
         )
 
     def _signed(self, compact: Compact, key: Key) -> bool:
@@ -254,9 +253,12 @@ def _instant(claims: Mapping[str, Any], name: str) -> int:
 
 
 def own_subject(claims: Mapping[str, Any]) -> str:
-    """The principal of one of our own tokens. Raises TokenRefused."""
+    """The principal of one of our own tokens. Raises TokenRefused.
+
+    A name that the gateway gives to holders of static tokens is right with the session alone that it was given to.
+    """
     subject = _text(claims, "sub", LONGEST_SUBJECT)
-    if SEPARATOR in subject:
+    if SEPARATOR in subject or (is_reserved(subject) and "sid" not in claims):
         raise TokenRefused("token subject not allowed")
     return subject
 

@@ -84,7 +84,8 @@ class LeasePolicy:
 
     Args:
       rules: the windows, all of which hold for every key.
-      capacity: how many keys are tracked at most; past it, unknown keys are denied until a tracked one falls idle.
+      capacity: how many principals are tracked at most, and half as many addresses of each kind; past it, unknown
+        principals are denied until a tracked one falls idle, and addresses share windows.
     """
 
     def __init__(self, rules: Sequence[WindowRule], capacity: int = 65_536) -> None:
@@ -105,14 +106,14 @@ class LeasePolicy:
         self, acceptor: str, incarnation: int, keys: tuple[str, ...], want: int, now: int, least: int = 1
     ) -> Granted | Denied:
         """Up to ``want`` units, charged to all ``keys`` or to none; not fewer than ``least``."""
-        charged = tuple(dict.fromkeys(keys))
+        charged = tuple(dict.fromkeys(self.table.window_key(key, now) for key in keys))
         if not charged:
             raise ValueError("a lease without a key would be a budget without a limit")
         left = min(self.table.left(key, now) for key in charged)
         least = max(1, least)
         if left < least:
             return Denied(max(self.table.earliest(key, now, least) for key in charged))
-        if not self.table.has_room(sum(key not in self.table for key in charged), now):
+        if not self.table.has_room(sum(map(self.table.needs_room, charged)), now):
             return Denied(now + self.table.longest_ns)
         return Granted(
             # Never an id that was used before, even if the journal was lost: a stale report must not hit a new lease.

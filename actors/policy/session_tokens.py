@@ -89,9 +89,28 @@ def is_ours(presented: Presented, keys: Sequence[bytes], salt: bytes) -> bool:
     return found
 
 
-def token_id(kind: Literal["jti", "token"], value: str) -> str:
-    """The name under which an access token is revoked: of its ``jti``, or of the whole token."""
-    return f"{kind}:{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()}"
+def signed_id(token: str) -> str:
+    """The name of a JWT by what of it is signed. Its signature is not part of the name: whoever has one valid ECDSA
+    signature (r, s) has a second one, (r, n − s), and could make a revoked token look like another."""
+    signed = token.rpartition(".")[0]
+    return f"token:{hashlib.sha256(signed.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def jti_id(issuer: str, jti: str) -> str:
+    """The name of a JWT by its ``jti``, which is unique for its issuer only (RFC 7519 §4.1.7)."""
+    named = f"{issuer}\0{jti}".encode("utf-8", "surrogatepass")  # a jti that is accepted holds no control character
+    return f"jti:{hashlib.sha256(named).hexdigest()}"
+
+
+def token_ids(token: str, issuer: str, jti: str) -> tuple[str, ...]:
+    """The names under which a JWT can be revoked, the one that says most at the end."""
+    return (signed_id(token), *((jti_id(issuer, jti),) if jti else ()))
+
+
+def static_name(key: bytes, token_digest: bytes) -> str:
+    """The name that sessions of a static token's holder bear. It tells nothing of the token to whoever has no ``key``,
+    which is kept with the sessions, so that it outlasts a rotation of the secrets."""
+    return f"static-{hmac.digest(key, b'static name ' + token_digest, 'sha256').hex()[:12]}"
 
 
 def client_mark(key: bytes, client: str) -> bytes:

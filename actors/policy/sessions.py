@@ -4,8 +4,9 @@ All times are wall-clock milliseconds, because sessions outlive reboots. A decis
 leaves in ``changes`` what has to be on the disk before anyone is told of it. If that fails, the book is
 thrown away and made anew from the disk.
 
-- A session ends after ``idle_ms`` without use, at the latest ``absolute_ms`` after it was made; its refresh tokens
-  end with it, and each of them ``refresh_ms`` after it was issued.
+- A session ends after ``idle_ms`` without use, at the latest ``absolute_ms`` after it was made, and never after the
+  certificate that it was issued for; its refresh tokens end with it, and each of them ``refresh_ms`` after it was
+  issued.
 - Of a principal at most ``most_each`` sessions live at once; one more is refused, none is ended for it.
 - A refresh token works once (RFC 9700 §4.14.2). An older one ends the session: either it or its successor
   was stolen. Only the last one, presented again by the same client within ``REPEAT_MS`` and before its successor was
@@ -22,6 +23,8 @@ from typing import Final, Literal
 
 import attrs
 
+from ipc.messages import AuditEvent
+
 from .session_tokens import MOST_GENERATIONS, Presented, is_ours
 
 REPEAT_MS: Final = 10_000
@@ -33,7 +36,11 @@ MOST_SESSIONS: Final = 100_000
 MOST_REVOCATIONS: Final = 200_000
 """Beyond it only an operator's are taken; a client may end its session instead, which costs nothing to remember."""
 
-Ended = Literal["idle", "absolute", "refresh expired", "logout", "revoked", "reuse", "operator"]
+MOST_OF_OPERATORS: Final = 100_000
+"""Taken beyond that from operators."""
+
+Over = Literal["idle", "absolute", "certificate"]
+Ended = Literal[Over, "refresh expired", "logout", "revoked", "reuse", "operator", "token removed"]
 RevocationKind = Literal["token", "principal"]
 REFUSALS = Literal["unknown", "expired", "reused", "too many sessions", "full"]
 
@@ -41,7 +48,9 @@ REFUSALS = Literal["unknown", "expired", "reused", "too many sessions", "full"]
 @attrs.frozen
 class Session:
     """One issued session. ``rotated_ms`` is when its access and refresh token of ``generation`` were issued,
-    ``access_ms`` how long that access token lives, ``client`` who asked for them."""
+    ``access_ms`` how long that access token lives, ``client`` who asked for them. ``not_after_ms`` is the end of the
+    certificate that it was issued for (0: none), ``standing`` the static token (``Identity.standing``; empty: none, or
+    one that no configuration could hold)."""
 
     handle: str
     salt: bytes = attrs.field(repr=False)
@@ -53,6 +62,8 @@ class Session:
     rotated_ms: int
     access_ms: int
     client: bytes = attrs.field(repr=False)
+    not_after_ms: int = 0
+    standing: str = attrs.field(default="", repr=False)
 
 
 @attrs.frozen
@@ -80,9 +91,10 @@ class Changes:
 
     sessions: dict[str, Session | None] = attrs.field(factory=dict)  # None: it has ended
     revocations: dict[tuple[RevocationKind, str], Revocation | None] = attrs.field(factory=dict)
+    records: dict[int, AuditEvent | None] = attrs.field(factory=dict)  # of these; None: the audit log has it
 
     def __bool__(self) -> bool:
-        return bool(self.sessions or self.revocations)
+        return bool(self.sessions or self.revocations or self.records)
 
 
 @attrs.frozen
@@ -226,16 +238,23 @@ class Sessions:
 
     def expires_ms(self, session: Session) -> int:
         """When it ends if it isn't used any more."""
-        return min(session.used_ms + self.limits.idle_ms, session.created_ms + self.limits.absolute_ms)
+        return min(session.used_ms + self.limits.idle_ms, self.latest_ms(session))
 
-    def over(self, session: Session, now: int) -> Literal["idle", "absolute"] | None:
+    def latest_ms(self, session: Session) -> int:
+        """When it ends however much it is used."""
+        absolute_ms = session.created_ms + self.limits.absolute_ms
+        return min(absolute_ms, session.not_after_ms) if session.not_after_ms else absolute_ms
+
+    def over(self, session: Session, now: int) -> Over | None:
         if now >= session.created_ms + self.limits.absolute_ms:
             return "absolute"
+        if session.not_after_ms and now >= session.not_after_ms:
+            return "certificate"
         return "idle" if now >= session.used_ms + self.limits.idle_ms else None
 
-    def sweep(self, now: int) -> list[tuple[Session, Literal["idle", "absolute"]]]:
+    def sweep(self, now: int) -> list[tuple[Session, Over]]:
         """End every session whose time has come."""
-        ended: list[tuple[Session, Literal["idle", "absolute"]]] = []
+        ended: list[tuple[Session, Over]] = []
         while self._due and self._due[0][0] <= now:
             _, handle = heapq.heappop(self._due)
             session = self._live.get(handle)
@@ -256,11 +275,12 @@ class Sessions:
 
     # --- revocations -------------------------------------------------------------------------------------------
 
-    def revoke(self, kind: RevocationKind, value: str, now: int, until_ms: int) -> bool:
+    def revoke(self, kind: RevocationKind, value: str, now: int, until_ms: int, *, operator: bool = False) -> bool:
         """Remember it until then. False: there is no room for more."""
         key = kind, value
         known = self._revoked.get(key)
-        if known is None and len(self._revoked) >= MOST_REVOCATIONS:
+        most = MOST_REVOCATIONS + (MOST_OF_OPERATORS if operator else 0)
+        if known is None and len(self._revoked) >= most:
             return False
         if known is not None:
             now, until_ms = max(now, known.at_ms), max(until_ms, known.until_ms)

@@ -21,6 +21,7 @@ Times are monotonic nanoseconds.
 
 from __future__ import annotations
 
+import ipaddress
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
@@ -150,8 +151,40 @@ class KeyWindow:
         return self.outstanding == 0 and (last is None or last <= now - longest_ns)
 
 
+_COARSER = {4: (24, 16, 8, 0), 6: (56, 48, 32, 0)}
+"""Prefix lengths of windows that addresses share when there is no room for one each."""
+
+
+def _family(key: str) -> int:
+    """4 or 6 for the client key of an address (``client_key``), 0 for any other."""
+    if not key.startswith("ip:"):
+        return 0
+    return 6 if ":" in key[3:] else 4
+
+
+def _levels(key: str, family: int) -> list[str]:
+    """The keys of the wider ranges that an address key's own belongs to; they have no other use than to be told apart
+    from each other and from those of clients."""
+    address = key[3:].partition("/")[0].partition("%")[0]
+    length, mark = (128, ":") if family == 6 else (32, "")
+    number = int(ipaddress.ip_address(address))
+    return [f"ip:{number >> (length - bits):x}{mark}/{bits}" for bits in _COARSER[family]]
+
+
+def _is_shared(key: str) -> bool:
+    """Whether it is one of ``_levels``: an IPv6 client's own key ends with its /64, an IPv4 one's has no length."""
+    family = _family(key)
+    return bool(family) and "/" in key and not key.endswith("/64")
+
+
 class KeyTable:
-    """The windows of all tracked keys, at most ``capacity`` of them.
+    """The windows of all tracked keys: at most ``capacity`` that are no addresses, and half of that of IPv4 addresses
+    and of IPv6 prefixes each.
+
+    So neither family of addresses crowds out the other. Within one, the fuller its part is, the coarser are the keys
+    that are new: ever wider ranges of addresses share one window, and in the end all that are left do. So whoever has
+    a million addresses shares a window with himself before long, and there always is one for a newcomer. Whoever is
+    in a shared window stays there until that is empty, so that nobody ever has two.
 
     Only a key whose window is empty is ever evicted, so that eviction renews nobody's budget. Keys are kept in the
     order of their last change, so the empty ones gather at the front.
@@ -164,6 +197,8 @@ class KeyTable:
         self.capacity = capacity
         self.longest_ns = max(rule.length_ns for rule in rules)
         self._keys: OrderedDict[str, KeyWindow] = OrderedDict()
+        self._counts = {0: 0, 4: 0, 6: 0}  # of keys, by family
+        self._shared = 0  # of keys that stand for ranges
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -178,16 +213,44 @@ class KeyTable:
         return self._keys.items()
 
     def has_room(self, new: int, now: int) -> bool:
-        """Whether that many keys can be added; empty ones make room."""
-        if len(self._keys) + new > self.capacity:
+        """Whether that many keys can be added that are no addresses; empty ones make room."""
+        if self._counts[0] + new > self.capacity:
             self.sweep(now, 64)
-        return len(self._keys) + new <= self.capacity
+        return self._counts[0] + new <= self.capacity
+
+    def needs_room(self, key: str) -> bool:
+        """Whether ``has_room`` is to be asked for this key: it is new, and no address's."""
+        return key not in self._keys and not _family(key)
+
+    def window_key(self, key: str, now: int) -> str:
+        """The key of the window that this key is counted in."""
+        family = _family(key)
+        if not family or key in self._keys:
+            return key
+        part = max(1, self.capacity // 2)
+        # As long as half of the part is free nothing has been shared for a while, if ever: most of the time.
+        if self._counts[family] * 2 < part and not self._shared:
+            return key
+        if self._is_empty(next(iter(self._keys)), now):  # the one that has not changed for longest
+            self.sweep(now, 16)
+        levels = _levels(key, family)
+        for level in levels:
+            if level in self._keys:
+                return level
+        free = part // 2
+        for candidate in (key, *levels[:-1]):
+            if self._counts[family] < part - free:
+                return candidate
+            free //= 2
+        return levels[-1]
 
     def touch(self, key: str, now: int) -> KeyWindow:
         """The window of that key, made when there is none, with what no rule can reach forgotten."""
         window = self._keys.get(key)
         if window is None:
             window = self._keys[key] = KeyWindow()
+            self._counts[_family(key)] += 1
+            self._shared += _is_shared(key)
             return window
         self._keys.move_to_end(key)
         window.log.forget_until(now - self.longest_ns)
@@ -213,6 +276,8 @@ class KeyTable:
         gone = [key for key, _ in zip(self._keys, range(most), strict=False) if self._is_empty(key, now)]
         for key in gone:
             del self._keys[key]
+            self._counts[_family(key)] -= 1
+            self._shared -= _is_shared(key)
         return len(gone)
 
     def _is_empty(self, key: str, now: int) -> bool:

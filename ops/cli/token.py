@@ -18,6 +18,8 @@ import jwt
 
 from actors.policy.jws import BadKey, TokenRefused, parse
 from actors.policy.jwt_tokens import LONGEST_SUBJECT, OwnIssuer, Times, Verifier, own_subject
+from supervisor.settings import ConfigurationError, load_some
+from supervisor.settings.tokens import JWT_SECRET_FILE, read_jwt_secret
 
 from .api import add_options, find
 from .duration import duration
@@ -34,9 +36,14 @@ MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 SCOPES: Final = ("mcp:call", "mcp:read", "admin")
 
 SAME: Final = (
-    "The gateway accepts it wherever it has the same JWT_SECRET (or has it as JWT_SECRET_PREVIOUS), JWT_ISSUER, "
-    "JWT_AUDIENCE and JWT_ALGORITHMS as this command's environment."
+    "The settings are read as the gateway reads them: the environment, NAME_FILE, .env in the working directory; in "
+    "development without JWT_SECRET the key is STATE_DIR/jwt.secret, which the gateway makes at its first start."
 )
+
+_VARIABLES: Final = (
+    "SECURITY_PROFILE", "STATE_DIR", "JWT_SECRET", "JWT_SECRET_PREVIOUS", "JWT_ALGORITHMS", "JWT_ISSUER",
+    "JWT_AUDIENCE", "JWT_MAX_TTL_MS", "JWT_LEEWAY_MS", "JWT_ACCESS_TTL_MS",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     issue = commands.add_parser(
         "issue",
         help="sign a token with JWT_SECRET",
-        description="Sign a token with $JWT_SECRET (or the file $JWT_SECRET_FILE), and print it on stdout.",
+        description="Sign a token with the gateway's JWT_SECRET, and print it on stdout.",
         epilog=f"{SAME} It signs with the first one of these algorithms.",
     )
     issue.add_argument("--subject", required=True, metavar="NAME", help="the principal: whom the token speaks for")
@@ -70,15 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     issue.add_argument("--ttl", type=duration, metavar="15m", help="lifetime (default: $JWT_ACCESS_TTL_MS or 15m)")
     issue.add_argument("--json", action="store_true", help="a JSON document with the token and its claims")
+    issue.add_argument("--state-dir", metavar="DIR", help="the gateway's STATE_DIR, which may hold jwt.secret")
 
     inspect = commands.add_parser(
         "inspect",
         help="show a token's header and claims, and the rules that it breaks",
         description="Decode a token and name every rule of the gateway that it breaks. The signature is verified where "
-        "$JWT_SECRET (or the file $JWT_SECRET_FILE) is set. Whether a token was revoked only the gateway knows.",
+        "JWT_SECRET or JWT_SECRET_PREVIOUS is known. Whether a token was revoked only the gateway knows.",
+        epilog=SAME,
     )
     inspect.add_argument("token", nargs="?", default="-", help="the token, or - for stdin (default)")
     inspect.add_argument("--json", action="store_true", help="one JSON document")
+    inspect.add_argument("--state-dir", metavar="DIR", help="the gateway's STATE_DIR, which may hold jwt.secret")
 
     revoke = commands.add_parser(
         "revoke",
@@ -110,14 +120,18 @@ def _revoke(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 def _issue(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    policy = _policy(environment)
+    settings = _settings(options, environment)
+    policy = _policy(settings)
     algorithm = policy.algorithms[0]
-    if algorithm not in MIN_SECRET:
-        raise UsageError(f"$JWT_ALGORITHMS: {algorithm} is none of {', '.join(MIN_SECRET)}")
-    secret = _secret(environment, MIN_SECRET[algorithm])
-    lifetime = options.ttl or timedelta(milliseconds=_milliseconds(environment, "JWT_ACCESS_TTL_MS", 900_000))
+    secrets = _secrets(settings)
+    if not settings["jwt_secret"]:
+        secrets = _made_secret(settings)
+    secret = secrets[0]
+    if len(secret.encode()) < MIN_SECRET[algorithm]:
+        raise UsageError(f"JWT_SECRET has fewer than {MIN_SECRET[algorithm]} bytes")
+    lifetime = options.ttl or timedelta(milliseconds=settings["jwt_access_ttl_ms"])
     if lifetime.total_seconds() > policy.max_ttl:
-        raise UsageError(f"--ttl: longer than $JWT_MAX_TTL_MS allows ({policy.max_ttl:g} s)")
+        raise UsageError(f"--ttl: longer than JWT_MAX_TTL_MS allows ({policy.max_ttl:g} s)")
     issued = int(time.time())
     claims: dict[str, Any] = {
         "iss": policy.issuer,
@@ -140,7 +154,8 @@ def _issue(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 def _inspect(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    policy = _policy(environment)
+    settings = _settings(options, environment)
+    policy = _policy(settings)
     # Bounded, because stdin may be anything; what is longer than this is no token at all.
     text = (sys.stdin.read(1 << 20) if options.token == "-" else options.token).strip()  # noqa: S105 - no secret: "stdin"
     try:
@@ -150,11 +165,11 @@ def _inspect(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         return 1
     header, claims = decoded["header"], decoded["payload"]
     broken = broken_rules(len(text.encode()), header, claims, policy, time.time())
-    has_secret = bool(environment.get("JWT_SECRET") or environment.get("JWT_SECRET_FILE"))
-    refused = _verdict(text, policy, _secret(environment, MIN_SECRET["HS256"]) if has_secret else "")
+    secrets = _secrets(settings)
+    refused = _verdict(text, policy, secrets)
     if refused and not broken:
         broken.append(refused)
-    verified = has_secret and not refused
+    verified = bool(secrets) and not refused
     if options.json:
         print(json.dumps({"header": header, "claims": claims, "verified": verified, "broken": broken}, indent=2))
         return 1 if broken else 0
@@ -171,16 +186,15 @@ def _inspect(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     return 1 if broken else 0
 
 
-def _verdict(token: str, policy: JwtPolicy, secret: str) -> str:
+def _verdict(token: str, policy: JwtPolicy, secrets: Sequence[str]) -> str:
     """Why the gateway would refuse it, as far as can be told without a secret; empty if it wouldn't."""
     try:
-        if not secret:
+        if not secrets:
             parse(token)
             return ""
-        fitting = [
-            algorithm for algorithm in policy.algorithms if len(secret.encode()) >= MIN_SECRET.get(algorithm, 999)
-        ]
-        own = OwnIssuer.of(policy.issuer, policy.audience, [secret], fitting)
+        shortest = min(len(secret.encode()) for secret in secrets)
+        fitting = [algorithm for algorithm in policy.algorithms if shortest >= MIN_SECRET[algorithm]]
+        own = OwnIssuer.of(policy.issuer, policy.audience, secrets, fitting)
         times = Times(round(policy.leeway * 1000), round(policy.max_ttl * 1000))
         Verifier(own=own, times=times).verify(token, time.time_ns() // 1_000_000)
     except TokenRefused as refused:
@@ -199,42 +213,51 @@ def _moment(name: str, value: object) -> str:
         return "  (no time)"
 
 
-def _policy(environment: Mapping[str, str]) -> JwtPolicy:
-    default = JwtPolicy()
-    algorithms = tuple(part.strip() for part in environment.get("JWT_ALGORITHMS", "").split(",") if part.strip())
+def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Mapping[str, Any]:
+    """By field. Raises UsageError."""
+    if options.state_dir is not None:
+        environment = {**environment, "STATE_DIR": options.state_dir}
+    try:
+        return load_some(_VARIABLES, environment, Path.cwd())
+    except ConfigurationError as error:
+        raise UsageError("; ".join(map(str, error.problems))) from None
+
+
+def _policy(settings: Mapping[str, Any]) -> JwtPolicy:
     return JwtPolicy(
-        algorithms=algorithms or default.algorithms,
-        issuer=environment.get("JWT_ISSUER") or default.issuer,
-        audience=environment.get("JWT_AUDIENCE") or default.audience,
-        max_ttl=_milliseconds(environment, "JWT_MAX_TTL_MS", 86_400_000) / 1000,
-        leeway=_milliseconds(environment, "JWT_LEEWAY_MS", 5000) / 1000,
+        algorithms=settings["jwt_algorithms"],
+        issuer=settings["jwt_issuer"],
+        audience=settings["jwt_audience"],
+        max_ttl=settings["jwt_max_ttl_ms"] / 1000,
+        leeway=settings["jwt_leeway_ms"] / 1000,
     )
 
 
-def _milliseconds(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name)
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"${name}: {text!r} is not a number of milliseconds")
-    return int(text)
+def _secrets(settings: Mapping[str, Any]) -> list[str]:
+    """Those that verify, the one that signs first; none where none is known. Never shown, whatever is wrong."""
+    if settings["jwt_secret"]:
+        secrets = [secret for secret in (settings["jwt_secret"], settings["jwt_secret_previous"]) if secret]
+        if min(len(secret.encode()) for secret in secrets) < MIN_SECRET["HS256"]:
+            raise UsageError(f"JWT_SECRET or JWT_SECRET_PREVIOUS has fewer than {MIN_SECRET['HS256']} bytes")
+        return secrets
+    try:
+        return _made_secret(settings)
+    except UsageError:
+        return []
 
 
-def _secret(environment: Mapping[str, str], least: int) -> str:
-    """Of at least so many bytes. Never shown, whatever is wrong with it."""
-    secret, path = environment.get("JWT_SECRET"), environment.get("JWT_SECRET_FILE")
-    if secret and path:
-        raise UsageError("JWT_SECRET and JWT_SECRET_FILE are both set")
-    if path:
-        try:
-            secret = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"$JWT_SECRET_FILE: {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not secret:
-        raise UsageError("JWT_SECRET is not set; openssl rand -hex 32 makes a good one")
-    if len(secret.encode()) < least:
-        raise UsageError(f"JWT_SECRET has fewer than {least} bytes")
-    return secret
+def _made_secret(settings: Mapping[str, Any]) -> list[str]:
+    """The key that a gateway in development has made for itself. Raises UsageError."""
+    unset = "JWT_SECRET is not set"
+    if settings["security_profile"] == "production":
+        raise UsageError(f"{unset}; openssl rand -hex 32 makes a good one")
+    path = Path(settings["state_dir"]) / JWT_SECRET_FILE
+    try:
+        return [read_jwt_secret(path)]
+    except OSError as error:
+        raise UsageError(f"{unset}, and {path}: {error.strerror}; --state-dir names another place") from None
+    except ConfigurationError as error:
+        raise UsageError("; ".join(map(str, error.problems))) from None
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import attrs
 
 from ipc.settings import ANY, Settings
 
-from . import secrets, tls_files
+from . import key_file, secrets, tls_files
 from .problems import Problem
 from .unavailable import ROWS
 from .variables import VARIABLES, Variable
 
 _JWT_KEY_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 §3.2: as long as the hash's output
 _OTHER_KEY = re.compile(r'\s*(?:[\[{].*"kty"|----[- ]BEGIN|(?:ssh|ecdsa)-)')
+_WIDEST_PROXIES = {4: 8, 6: 16}  # prefix lengths: no network of one's own is wider
 _BY_FIELD: dict[str, Variable] = {variable.field: variable for variable in VARIABLES}
 
 
@@ -51,7 +52,8 @@ class Subject:
 def check(settings: Settings, origins: Mapping[str, str]) -> list[Finding]:
     subject = Subject(settings, origins)
     checks = (
-        *(_unavailable, _secrets, _jwt_keys, _outside_issuer, _listeners, _tls, _cors, _sizes, _limits, _times),
+        *(_unavailable, _secrets, _jwt_keys, _outside_issuer, _listeners, _tls, _cors, _sizes, _limits, _proxies),
+        _times,
         _directories,
     )
     return [finding for rule in checks for finding in rule(subject)]
@@ -122,6 +124,10 @@ def _outside_issuer(subject: Subject) -> Iterator[Finding]:
         yield subject.error("jwt_jwks_issuer", "is JWT_ISSUER; the outside issuer needs a name of its own")
     if "|" in settings.jwt_jwks_issuer:
         yield subject.error("jwt_jwks_issuer", "must not hold a |, which parts it from the subject in principals")
+    if settings.jwt_jwks_file:
+        flaw = key_file.flaw(settings.jwt_jwks_file, settings.jwt_jwks_algorithms)
+        if flaw:
+            yield subject.error("jwt_jwks_file", flaw)
 
 
 def _listeners(subject: Subject) -> Iterator[Finding]:
@@ -204,6 +210,23 @@ def _limits(subject: Subject) -> Iterator[Finding]:
         if cost > limit:
             yield subject.error(
                 "rate_limit_method_costs", f"{method[:64]!a} costs {cost}, more than the limit of {limit}"
+            )
+
+
+def _proxies(subject: Subject) -> Iterator[Finding]:
+    settings = subject.settings
+    if settings.proxy_protocol == "required" and not settings.trusted_proxies:
+        yield subject.warning(
+            "proxy_protocol",
+            "is required of everybody, and TRUSTED_PROXIES is not set: whoever reaches the ports may claim any address,"
+            " and have it blocked; name your proxies",
+        )
+    for cidr in settings.trusted_proxies:
+        network = ipaddress.ip_network(cidr, strict=False)
+        if network.prefixlen < _WIDEST_PROXIES[network.version]:
+            yield subject.warning(
+                "trusted_proxies",
+                f"{cidr} holds most of the internet: whoever is in it is believed and never blocked; name your proxies",
             )
 
 

@@ -93,6 +93,8 @@ def _settings_lines(loaded: Loaded) -> Iterator[str]:
                 yield f"# {variable.name} is unset"
             elif variable.secret:
                 yield f"# {variable.name} {_redacted(value)}  # {origin}"
+            elif not variable.showable and "?" in text:
+                yield f"# {variable.name} {text.partition('?')[0]} (and a query, not shown)  # {origin}"
             else:
                 yield f"{variable.name}={_quoted(text)}  # {origin}"
         if UPSTREAM_SOURCES[0] in group:

@@ -7,6 +7,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,6 +17,7 @@ from .problems import ConfigurationError, Problem
 
 ADMIN_TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
 JWT_SECRET_FILE = "jwt.secret"  # noqa: S105 - a file's name
+_LISTENERS: Final[tuple[Literal["ws", "tcp"], ...]] = ("ws", "tcp")
 _BYTES = 32
 _LONGEST = 4096
 
@@ -25,12 +27,13 @@ def generate_tokens(settings: Settings) -> Settings:
 
     A token is 43 characters of base64url, so it can stand in a WebSocket subprotocol too.
     """
-    fields = {
-        token: (secrets.token_urlsafe(_BYTES),)
-        for enabled, token in (("ws_auth_enabled", "ws_auth_token"), ("tcp_auth_enabled", "tcp_auth_token"))
-        if getattr(settings, enabled) and not getattr(settings, token)
-    }
-    return msgspec.structs.replace(settings, **fields)
+    fields: dict[str, object] = {}
+    made_up: list[Literal["ws", "tcp"]] = []
+    for listener in _LISTENERS:
+        if getattr(settings, f"{listener}_auth_enabled") and not getattr(settings, f"{listener}_auth_token"):
+            fields[f"{listener}_auth_token"] = (secrets.token_urlsafe(_BYTES),)
+            made_up.append(listener)
+    return msgspec.structs.replace(settings, **fields, made_up_tokens=tuple(made_up))
 
 
 def with_admin_token(settings: Settings) -> Settings:
@@ -72,6 +75,11 @@ def with_jwt_secret(settings: Settings) -> Settings:
 def read_admin_token(path: Path) -> str:
     """The token in that file. Raises ConfigurationError when others can read it or it holds none, OSError."""
     return _read(path, "ADMIN_TOKEN")
+
+
+def read_jwt_secret(path: Path) -> str:
+    """The key in that file. Raises as ``read_admin_token`` does."""
+    return _read(path, "JWT_SECRET")
 
 
 def _read(path: Path, name: str) -> str:

@@ -16,6 +16,9 @@ import attrs
 
 from ipc.settings import ANY, LOOPBACK_ORIGINS
 
+# What the gateway looks at of a credential (actors.policy.identity): a longer one is refused unread.
+_LONGEST_BEARER = 8192
+
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 §5.6.2
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -115,6 +118,8 @@ def _bearer(text: str, _directory: Path) -> str:
     # RFC 6750 §2.1 and RFC 9110 §5.5: anything else can't travel in an Authorization header.
     if not (text.isascii() and text.isprintable() and " " not in text and "," not in text):
         raise ValueError("must be printable ASCII without spaces and commas")
+    if len(text) > _LONGEST_BEARER:
+        raise ValueError(f"has more than {_LONGEST_BEARER} characters: no client could present it")
     return text
 
 
@@ -205,8 +210,8 @@ def _host_name(item: str) -> str:
         return str(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
     except ValueError:
         pass
-    if not _HOST_NAME.match(name):
-        raise ValueError("must be a list of host names without a port, or *")
+    if not _HOST_NAME.match(name.removeprefix("*.")):
+        raise ValueError("must be a list of host names without a port, of *.example.com for all below one, or *")
     return name
 
 

@@ -84,7 +84,7 @@ METHODS = [
     "resources/templates/list", "resources/subscribe", "completion/complete", "subscriptions/listen", "notes/add",
 ]  # fmt: skip
 METHOD_PATTERNS = [*METHODS, "*", "tools/*", "resources/*", "*/list", "*/call"]
-PRINCIPALS = ["", "alice", "idp|bob"]
+PRINCIPALS = ["", "alice", "idp|bob", "static-0123456789ab"]
 SERVERS = ["one", "two"]
 
 

@@ -37,6 +37,7 @@ from ipc.messages import (
     Message,
     Outcomes,
     SessionLost,
+    Taken,
 )
 from ipc.settings import Settings, Upstream
 
@@ -128,6 +129,7 @@ class Rig:
     clients: dict[tuple[str, int], Client] = attrs.field(factory=dict)
     outcomes: dict[str, list[int]] = attrs.field(factory=dict)
     events: list[AuditEvent] = attrs.field(factory=list)
+    taken: list[tuple[int, int]] = attrs.field(factory=list)  # (session, bytes) of large messages
     changed: trio.Event = attrs.field(factory=trio.Event)
     incarnations: dict[str, int] = attrs.field(factory=dict)
     reading: bool = True
@@ -209,6 +211,8 @@ class Rig:
                 for upstream, *counts in rows:
                     before = self.outcomes.setdefault(upstream, [0, 0, 0, 0])
                     self.outcomes[upstream] = [a + b for a, b in zip(before, counts, strict=True)]
+            case Taken(session, size):
+                self.taken.append((session, size))
             case AuditBatch(_, first, events):
                 self.events += events
                 delivery.reply(AuditAck(first + len(events)))
@@ -234,6 +238,7 @@ async def rig(*upstreams: Upstream, acceptors: int = 1, **settings: Any) -> Asyn
         address=exchange.address,
         peers=exchange.peers,
         ready=ready.set,
+        renew=lambda: None,
     )
     async with trio.open_nursery() as nursery:
         this = Rig(exchange, context, mailboxes, nursery)

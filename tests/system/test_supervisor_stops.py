@@ -210,8 +210,8 @@ def test_an_operator_drains_through_the_admin_actor() -> None:
     """What an actor asks of the supervisor is answered; a drain so asked for ends the gateway in order."""
     with supervised() as gateway:
         reload = gateway.ask("tell", "admin", "reload")
-        assert not reload["ok"]
-        assert "reload" in reload["detail"]
+        assert reload["ok"]
+        assert reload["detail"].startswith("changed: ")
         with suppress(ConnectionError):  # the edge may end before the answer is back
             assert gateway.ask("tell", "admin", "drain")["ok"]
         assert gateway.ended() == 0

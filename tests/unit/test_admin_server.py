@@ -203,14 +203,14 @@ async def test_disconnect_asks_every_acceptor_and_tells_who_was_meant() -> None:
     """200 if one of them had it, 404 if all answered and none had, 503 if one that may have it is silent."""
     async with bench() as made:
         made.actors["acceptor.0"].answer = lambda _m: Done(ok=False)
-        made.actors["acceptor.1"].answer = lambda m: Done(ok=isinstance(m, Disconnect) and m.connection == "c1")
-        good = await made.request("POST", "/admin/v1/connections/c1/disconnect", token=ADMIN_TOKEN)
+        made.actors["acceptor.1"].answer = lambda m: Done(ok=isinstance(m, Disconnect) and m.connection == "0-1")
+        good = await made.request("POST", "/admin/v1/connections/0-1/disconnect", token=ADMIN_TOKEN)
         assert (good.status, good.json["ok"]) == (200, True)
-        assert (await made.request("POST", "/admin/v1/connections/c2/disconnect", token=ADMIN_TOKEN)).status == 404
+        assert (await made.request("POST", "/admin/v1/connections/0-2/disconnect", token=ADMIN_TOKEN)).status == 404
         made.actors["acceptor.1"].deaf = True
-        assert (await made.request("POST", "/admin/v1/connections/c2/disconnect", token=ADMIN_TOKEN)).status == 503
+        assert (await made.request("POST", "/admin/v1/connections/0-2/disconnect", token=ADMIN_TOKEN)).status == 503
         actions = [event for event in made.actors["audit"].events if event.event == "admin.action"]
-        assert actions[0].detail == {"action": "connection.disconnect", "target": "c1"}
+        assert actions[0].detail == {"action": "connection.disconnect", "target": "0-1"}
 
 
 async def test_breakers_are_listed_and_reset() -> None:

@@ -65,20 +65,39 @@ def test_an_operators_word_goes() -> None:
     assert anew.strikes == 1
 
 
-def test_an_active_block_is_never_evicted() -> None:
-    """A table that is full takes no new one, and its memory is bounded whoever comes."""
+def test_a_full_table_takes_the_place_of_what_ends_first() -> None:
+    """Never of an operator's block; and its memory is bounded whoever comes."""
     blocks = Blocks(HOUR, capacity=1000)
+    for number in range(10):
+        blocks.block_by_operator(f"ip:operator{number}", 0, 1)
+    evicted = 0
     tracemalloc.start()
     for number in range(100_000):
-        blocks.block(f"ip:{number}", 0, "x")
+        assert blocks.block(f"ip:{number}", 0, "x") is not None
+        evicted += len(blocks.take_evicted())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(blocks) == 1000
-    assert all(blocks.get(f"ip:{number}", 1) is not None for number in range(1000))
-    assert blocks.full == 99_000
+    assert evicted == 100_000 - 990
+    assert all(blocks.get(f"ip:operator{number}", 0) is not None for number in range(10))
     assert peak < 4 * 1024 * 1024
-    blocks.sweep(HOUR)
-    assert blocks.block("ip:new", HOUR, "x") is not None
+    late = blocks.block("ip:late", 5, "x")
+    assert late is not None
+    for number in range(989):
+        blocks.block(f"ip:new{number}", 9, "x")
+    assert blocks.get("ip:late", 9) == late
+    assert blocks.block("ip:last", 9, "x") is not None
+    assert blocks.get("ip:late", 9) is None
+
+
+def test_operators_blocks_fill_a_table_for_good() -> None:
+    """Then nobody is blocked anew, and it is counted."""
+    blocks = Blocks(HOUR, capacity=2)
+    for number in range(2):
+        assert blocks.block_by_operator(f"ip:{number}", 0, HOUR) is not None
+    assert blocks.block("ip:new", 0, "x") is None
+    assert blocks.block_by_operator("ip:new", 0, HOUR) is None
+    assert blocks.full == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2 * HOUR), st.sampled_from("boul"))))

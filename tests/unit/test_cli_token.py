@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -31,7 +32,8 @@ GOOD = {
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no .env, and no STATE_DIR with a key in it
     for name in ("SECRET_FILE", "ALGORITHMS", "ISSUER", "AUDIENCE", "MAX_TTL_MS", "LEEWAY_MS", "ACCESS_TTL_MS"):
         monkeypatch.delenv(f"JWT_{name}", raising=False)
     monkeypatch.setenv("JWT_SECRET", SECRET)
@@ -68,7 +70,45 @@ def test_it_signs_with_the_first_algorithm(
     assert "was not verified" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("subject", [" ", "a|b", "a\nb", "x" * 300])
+def test_the_settings_are_the_gateways(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """A key, an issuer and a lifetime of ``.env`` count, and so does the key that a gateway in development has made; in
+    production there is no such key."""
+    monkeypatch.delenv("JWT_SECRET")
+    (tmp_path / ".env").write_text(f"JWT_SECRET={SECRET[::-1]}\nJWT_ISSUER=me\nJWT_ACCESS_TTL_MS=60000\n")
+    assert token.main(["issue", "--subject", "alice"]) == 0
+    claims = jwt.decode(capsys.readouterr().out.strip(), SECRET[::-1], ["HS256"], audience="portcullis", issuer="me")
+    assert claims["exp"] - claims["iat"] == 60
+    (tmp_path / ".env").unlink()
+    state = tmp_path / "elsewhere"
+    state.mkdir()
+    (state / "jwt.secret").touch(mode=0o600)
+    (state / "jwt.secret").write_text("m" * 86 + "\n")
+    assert token.main(["issue", "--subject", "alice"]) == 2
+    assert "--state-dir" in capsys.readouterr().err
+    assert token.main(["issue", "--subject", "alice", "--state-dir", str(state)]) == 0
+    issued = capsys.readouterr().out.strip()
+    assert jwt.decode(issued, "m" * 86, ["HS256"], audience="portcullis")["sub"] == "alice"
+    assert token.main(["inspect", issued, "--state-dir", str(state)]) == 0
+    assert "the signature is right" in capsys.readouterr().out
+    monkeypatch.setenv("SECURITY_PROFILE", "production")
+    assert token.main(["issue", "--subject", "alice", "--state-dir", str(state)]) == 2
+
+
+def test_the_secret_of_before_verifies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does at the gateway; new tokens are not signed with it."""
+    assert token.main(["issue", "--subject", "alice"]) == 0
+    issued = capsys.readouterr().out.strip()
+    monkeypatch.setenv("JWT_SECRET_PREVIOUS", SECRET)
+    monkeypatch.setenv("JWT_SECRET", SECRET[::-1])
+    assert token.main(["inspect", issued]) == 0
+    assert "the signature is right" in capsys.readouterr().out
+    assert token.main(["issue", "--subject", "alice"]) == 0
+    assert jwt.decode(capsys.readouterr().out.strip(), SECRET[::-1], ["HS256"], audience="portcullis")
+    monkeypatch.setenv("JWT_SECRET_PREVIOUS", SECRET[:-1] + "x")
+    assert token.main(["inspect", issued]) == 1
+
+
+@pytest.mark.parametrize("subject", [" ", "static", "static-0123456789ab", "a|b", "a\nb", "x" * 300])
 def test_a_subject_that_the_gateway_refuses_is_not_signed(subject: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the token is out."""
     assert token.main(["issue", "--subject", subject]) == 2

@@ -243,14 +243,28 @@ def test_malformed_fields(line: str, step: int) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\r\n\r\n",
         b"\nGET / HTTP/1.1",
-        b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\r\n\r\n",
     ],
 )
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_line_ends_are_crlf(data: bytes, step: int) -> None:
-    """A bare LF or CR is refused (at once where it can't become anything), and so is an empty first line."""
+    """A bare LF or CR is refused (at once where it can't become anything), and so are two empty lines at
+    the beginning."""
     assert status(data, step) == 400
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_one_empty_line_before_the_request_line_is_ignored(step: int) -> None:
+    """RFC 9112 §2.2; what follows the request is left as it is, and the next request may have one, too."""
+    data = b"\r\nGET /a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    reader = HeadReader()
+    for _ in range(2):
+        pieces = [data[at : at + step] for at in range(0, len(data), step)] if step else [data + b"rest"]
+        found = [request for piece in pieces if (request := reader.receive(piece)) is not None]
+        assert [request.path for request in found] == ["/a"]
+        assert found[0].rest == (b"" if step else b"rest")
+        assert reader.pending == 0
 
 
 def test_a_bare_lf_is_refused_without_waiting_for_the_end() -> None:
@@ -264,7 +278,7 @@ def test_a_bare_lf_is_refused_without_waiting_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [(b"SSH-2.0-OpenSSH_9.2\r\n", 400), (b"GET /health\r\n", 400), (b"GET / HTTP/3.0\r\n", 505), (b"\r\n", 400)],
+    [(b"SSH-2.0-OpenSSH_9.2\r\n", 400), (b"GET /health\r\n", 400), (b"GET / HTTP/3.0\r\n", 505), (b"\r\n\r\n", 400)],
 )
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_line_that_is_no_request_line_is_refused_at_its_end(line: bytes, code: int, step: int) -> None:

@@ -23,9 +23,11 @@ from jwt_forge import (
     rsa_key,
 )
 
+from actors.policy.identity import Identity
 from actors.policy.jwks import ALGORITHMS, KeyUnknown, parse_jwks
 from actors.policy.jws import BadKey, Key, parse
 from actors.policy.jwt_tokens import OutsideIssuer, OwnIssuer, Times, TokenRefused, Verifier
+from actors.policy.session_tokens import jti_id, signed_id
 from actors.policy.strict_json import strict_object
 
 DEFAULT = ("RS256", "ES256", "EdDSA")
@@ -303,22 +305,21 @@ def test_refusals_are_not_remembered() -> None:
 
 def test_revocation_is_asked_every_time() -> None:
     """A remembered token is refused from its revocation on; of each, the hook hears what names it."""
-    asked: list[tuple[str, str, str, float]] = []
+    asked: list[Identity] = []
     revoked: set[str] = set()
 
-    def is_revoked(jti: str, digest: str, sub: str, iat: float, /) -> bool:
-        asked.append((jti, digest, sub, iat))
-        return sub in revoked
+    def is_revoked(identity: Identity, /) -> bool:
+        asked.append(identity)
+        return identity.principal in revoked
 
     check = verifier(is_revoked=is_revoked)
     own, outside = forge.own(iat=1_800_000_000, exp=1_800_000_600), forge.outside(rsa_key("served"), RSA_KID)
     at = 1_800_000_000_000
     assert refusal(check, own, at) == refusal(check, outside) == ""
-    assert asked[0][0] == "j-1"
-    assert len(bytes.fromhex(asked[0][1])) == 32
-    assert asked[0][2:] == ("alice", 1_800_000_000)
-    assert asked[1][0] == ""
-    assert asked[1][2] == f"{ISSUER}|bob"
+    assert asked[0].tokens == (signed_id(own), jti_id("portcullis", "j-1"))
+    assert (asked[0].principal, asked[0].issued_ms) == ("alice", 1_800_000_000_000)
+    assert asked[1].tokens == (signed_id(outside),)
+    assert asked[1].principal == f"{ISSUER}|bob"
     revoked.add("alice")
     assert refusal(check, own, at) == "token revoked"
     assert refusal(check, outside) == ""

@@ -226,7 +226,7 @@ async def test_after_a_restart_nobody_is_admitted_before_all_have_told_theirs(tm
         await _limiter(worker, A0, A1)
         await worker.kill("limiter")
         await worker.start("limiter", limiter.main)
-        _control(worker, Resync(A0, [(1, "ws", "a")]))
+        _control(worker, Resync(A0, [(1, "ws", "a", 0)]))
         answers: list[Message] = []
 
         async def ask(session: int) -> None:
@@ -238,7 +238,7 @@ async def test_after_a_restart_nobody_is_admitted_before_all_have_told_theirs(tm
             await trio.testing.wait_all_tasks_blocked()
             assert (await worker.describe("limiter"))["parked"] == 2
             assert answers == []
-            _control(worker, Resync(A1, [(1, "ws", "a")]))
+            _control(worker, Resync(A1, [(1, "ws", "a", 0)]))
         assert sorted(type(answer).__name__ for answer in answers) == ["Admitted", "Refused"]
 
 
@@ -262,7 +262,7 @@ async def test_after_a_restart_acceptors_that_are_still_joining_are_waited_for(
             await trio.testing.wait_all_tasks_blocked()
             assert (await worker.describe("limiter"))["parked"] == 1
             worker.open(A1)
-            _control(worker, Resync(A1, [(5, "ws", "a")]))
+            _control(worker, Resync(A1, [(5, "ws", "a", 0)]))
         assert answers == [Refused("limit", 1000, "total")]
 
 

@@ -60,7 +60,7 @@ def test_each_commit_is_synced(tmp_path: Path) -> None:
     database = rig.store._open()
     assert database.execute("PRAGMA synchronous").fetchone() == (2,)
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    assert database.execute("PRAGMA user_version").fetchone() == (2,)
     database.close()
 
 
@@ -77,7 +77,7 @@ def _of_another_version(path: Path) -> None:
     rig = Rig(path.parent)
     rig.store.load()
     with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
 
 
 def _with_many_rows(path: Path) -> None:

@@ -9,6 +9,7 @@ import jwt_attacks
 import pytest
 
 from supervisor.settings import ConfigurationError, load
+from supervisor.settings.show import settings_text
 
 SECRET = "d41f6f2a8f0f4f0f9c1b7d6e5a4b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b"
 URL = "https://issuer.example/.well-known/jwks.json"
@@ -41,6 +42,37 @@ def test_what_is_right_loads(tmp_path: Path) -> None:
     ):
         assert problems(tmp_path, **environ) == {}
         assert not {name for name in warnings(tmp_path, **environ) if name.startswith("JWT")}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (b"", "not a JSON object"),
+        (b'{"keys": []}', "no usable key"),
+        (b'{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', "secret or a private key"),
+        (b'{"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}]}', "RSA modulus too short"),
+        (b" " * 300_000, "more than"),
+    ],
+)
+def test_a_file_without_usable_keys_is_an_error(tmp_path: Path, keys: bytes, said: str) -> None:
+    """In the words of the reader that auth uses; nothing of the file is shown."""
+    (tmp_path / "keys.json").write_bytes(keys)
+    found = problems(tmp_path, **OUTSIDE | {"JWT_JWKS_URL": "", "JWT_JWKS_FILE": "keys.json"})
+    assert set(found) == {"JWT_JWKS_FILE"}
+    assert said in found["JWT_JWKS_FILE"]
+    assert "c2VjcmV0" not in str(found)
+
+
+def test_the_query_of_a_url_is_not_printed(tmp_path: Path) -> None:
+    """``--print-config`` shows where keys come from, and no key that is written into that; the line is a comment, as it
+    is not the value."""
+    environ = OUTSIDE | {"JWT_JWKS_URL": "https://issuer.example/keys?key=s3cret"}
+    printed = settings_text(load([], environ, tmp_path))
+    assert "s3cret" not in printed
+    assert "# JWT_JWKS_URL https://issuer.example/keys (and a query, not shown)" in printed
+    assert "JWT_JWKS_URL=https://issuer.example/keys  #" in settings_text(
+        load([], OUTSIDE | {"JWT_JWKS_URL": "https://issuer.example/keys"}, tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +135,8 @@ def test_urls_that_may_not(tmp_path: Path, url: str) -> None:
         ({"JWT_JWKS_ISSUER": "a|b"}, {"JWT_JWKS_ISSUER"}),
         ({"JWT_JWKS_FILE": "keys.json"}, {"JWT_JWKS_URL"}),
         ({"JWT_JWKS_FILE": "missing.json"}, {"JWT_JWKS_FILE"}),
+        ({"WS_AUTH_TOKEN": "4f" * 4_097}, {"WS_AUTH_TOKEN"}),
+        ({"TCP_AUTH_TOKEN": f"{SECRET},{'4f' * 4_097}"}, {"TCP_AUTH_TOKEN"}),
         ({"JWT_JWKS_ALGORITHMS": "HS256"}, {"JWT_JWKS_ALGORITHMS"}),
         ({"JWT_JWKS_ALGORITHMS": "none"}, {"JWT_JWKS_ALGORITHMS"}),
         ({"JWT_ALGORITHMS": "RS256"}, {"JWT_ALGORITHMS"}),

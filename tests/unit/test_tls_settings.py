@@ -51,6 +51,10 @@ def settings(directory: Path, environ: dict[str, str]) -> Settings:
     return load([], environ, directory).settings
 
 
+def served(effective: Settings) -> list[ssl.SSLContext]:
+    return list(tls_context.contexts(effective, tls_context.material(effective)).values())
+
+
 def test_a_good_pair_is_accepted_without_a_word(tmp_path: Path, good: dict[str, str]) -> None:
     """And switches HSTS on."""
     assert warnings(tmp_path, good) == []
@@ -157,7 +161,7 @@ def test_contexts_are_strict(tmp_path: Path, good: dict[str, str]) -> None:
     """No tickets, no renegotiation, no compression, nothing below TLS 1.2, and only ciphers with forward secrecy and
     authenticated encryption."""
     good |= {"SSL_CERT_PATH": str(tmp_path / "cert.pem"), "SSL_KEY_PATH": str(tmp_path / "key.pem")}
-    for context in tls_context.contexts(settings(tmp_path, good)).values():
+    for context in served(settings(tmp_path, good)):
         for option in (ssl.OP_NO_TICKET, ssl.OP_NO_COMPRESSION, ssl.OP_NO_RENEGOTIATION):
             assert context.options & option
         assert context.num_tickets == 0
@@ -171,7 +175,7 @@ def test_only_the_given_authority_vouches(tmp_path: Path, ca: trustme.CA, good: 
     """Not the ones of the system."""
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     wanted = good | {"SSL_CLIENT_AUTH": "required", "SSL_CA_PATH": "ca.pem"}
-    for context in tls_context.contexts(settings(tmp_path, wanted)).values():
+    for context in served(settings(tmp_path, wanted)):
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert len(context.get_ca_certs()) == 1
 
