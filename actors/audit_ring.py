@@ -53,6 +53,8 @@ class AuditRingStatistics:
     acknowledged: int
     dropped: int
     failing: bool
+    lag_ns: int  # age of the oldest event that waits
+    events: dict[str, int]  # recorded, by name
 
 
 class AuditRing:
@@ -84,6 +86,7 @@ class AuditRing:
         self._sent = 0  # how many of _waiting are under way; 0: no batch is
         self._failing = False
         self._recorded = self._coalesced = self._dropped = 0
+        self._events: dict[str, int] = {}
         self._gap = 0  # dropped since the last gap record
         self._idle: trio.Event | None = None
 
@@ -107,6 +110,7 @@ class AuditRing:
     def record(self, event: AuditEvent) -> None:
         """Take one event in; never waits, never fails."""
         self._recorded += 1
+        self._events[event.event] = self._events.get(event.event, 0) + 1
         bounded = _bounded(event)
         now = self._clock()
         passed = self._coalescer.offer(bounded, now)
@@ -160,6 +164,8 @@ class AuditRing:
             acknowledged=self._first,
             dropped=self._dropped,
             failing=self._failing,
+            lag_ns=max(0, time.time_ns() - self._waiting[0].time_ns) if self._waiting else 0,
+            events=dict(self._events),
         )
 
     def _append(self, event: AuditEvent) -> None:

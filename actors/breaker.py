@@ -87,6 +87,7 @@ class Breaker:
         self.enabled = settings.circuitbreaker_enabled
         self.alarm = Alarm()
         self.counters = Counters()
+        self._transitions: dict[str, dict[str, int]] = {}  # by upstream and new state
         self.draining = False
         # Only spreads probes over time.
         jitter = random.random
@@ -193,6 +194,8 @@ class Breaker:
     def _publish(self, transitions: list[Transition]) -> None:
         for transition in transitions:
             self._changed.add(transition.upstream)
+            passed = self._transitions.setdefault(transition.upstream, {})
+            passed[transition.state] = passed.get(transition.state, 0) + 1
             opened = transition.state == "open"
             if opened:
                 self.counters.opened += 1
@@ -348,6 +351,7 @@ class Breaker:
                     name: {
                         "state": circuit.state if self.enabled else "closed",
                         "openings": circuit.openings,
+                        "transitions": self._transitions.get(name, {}),
                         "retry_at_ns": circuit.retry_at_ns,
                     }
                     for name, circuit in self.circuits.items()

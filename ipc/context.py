@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
+from .shelf import Shelves
+
 if TYPE_CHECKING:
     from .address import Address
     from .fdpass import DescriptorLink
@@ -48,6 +50,7 @@ class Context:
     tls: TlsMaterial | None = attrs.field(default=None, repr=False)
     links: dict[str, DescriptorLink] = attrs.field(factory=dict)  # SEQPACKET links by peer worker's name
     ledger: int = -1  # the descriptor of the table that all workers share (``ipc.ledger``); -1: there is none
+    shelves: Shelves = attrs.field(factory=Shelves)  # where what was counted outlives its worker
 
 
 class ActorFunction(Protocol):

@@ -139,8 +139,8 @@ class Answered(ControlMessage, frozen=True):
 class Assign(ControlMessage, frozen=True):
     """What this process is from now on. Comes once.
 
-    Descriptors: the heartbeat memfd, the ledger (``ipc.ledger``), the TLS material if ``tls``, the listeners, one
-    stream socket a peer, one link each.
+    Descriptors: the heartbeat memfd, the ledger (``ipc.ledger``), the shelves (``ipc.shelf``), the TLS material if
+    ``tls``, the listeners, one stream socket a peer, one link each.
     """
 
     worker: str

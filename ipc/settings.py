@@ -222,6 +222,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: str = ""
     redis_on_failure: Literal["local", "closed"] = "local"
 
+    @property
+    def measuring(self) -> bool:
+        """Whether latencies, mailboxes and loops are measured."""
+        return self.metrics_enabled and self.performance_monitoring
+
     def upstream(self, name: str) -> Upstream | None:
         """The upstream of that name; ``""`` names the default one."""
         if not name:

@@ -18,6 +18,7 @@ from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Mailbox
 from ipc.messages import Drain, Message, SettingsChanged
 from ipc.settings import Settings
+from ipc.shelf import Shelves
 from ipc.tls_material import TlsMaterial
 
 from .engine import Engine
@@ -52,6 +53,7 @@ class Resources:
     links: dict[str, dict[str, DescriptorLink]]  # by actor and key
     keep: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     ledger: int = -1  # a descriptor
+    shelves: Shelves = attrs.field(factory=Shelves)
     tls: TlsMaterial | None = attrs.field(default=None, repr=False)
 
     @classmethod
@@ -134,6 +136,10 @@ class ActorTree:
         self.engine.post(StopAll())
         self._tell_states()
 
+    def mailboxes(self) -> list[Mailbox]:
+        """Of the incarnations that run."""
+        return [running.mailbox for running in self._running.values()]
+
     def configure(self, settings: Settings) -> None:
         """Every actor that runs is told; one that starts later starts with them."""
         self._settings = settings
@@ -203,6 +209,7 @@ class ActorTree:
             listeners=self._resources.listeners[spec.name],
             links=self._resources.links[spec.name],
             ledger=self._resources.ledger,
+            shelves=self._resources.shelves,
             tls=self._resources.tls,
         )
         running = _Running(spec, number, mailbox, context)

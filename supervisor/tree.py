@@ -16,7 +16,7 @@ import attrs
 import msgspec
 import trio
 
-from ipc import ledger
+from ipc import ledger, shelf
 from ipc.control import (
     ActorEvent,
     ActorState,
@@ -135,6 +135,7 @@ class WorkerTree:
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._ledger = ledger.create()  # shared by all workers; never read here
+        self._shelves = shelf.create()  # neither
 
     # --- life
 
@@ -158,6 +159,7 @@ class WorkerTree:
             await self._end_orphans()
             nursery.cancel_scope.cancel()
         os.close(self._ledger)
+        os.close(self._shelves)
 
     def drain(self) -> None:
         """Stop in reverse order: the edges drain first, audit ends last."""
@@ -408,7 +410,9 @@ class WorkerTree:
                     links=tuple(grant for end in mine for grant in end.grants),
                     tls=bool(tls),
                 ),
-                lent=[descriptor, self._ledger, *tls, *(item.sock.fileno() for item in listening)],
+                lent=[
+                    descriptor, self._ledger, self._shelves, *tls, *(item.sock.fileno() for item in listening)
+                ],
                 given=[
                     *(end.stream for end in mine if end.stream is not None),
                     *(sock for end in mine for _, sock in end.links),

@@ -56,12 +56,14 @@ from ipc.exchange import Exchange
 from ipc.fdpass import DescriptorLink
 from ipc.mailbox import Delivery, Mailbox
 from ipc.messages import AnyMessage, Done, LinksChanged, ListenersChanged
+from ipc.shelf import Shelves, worker_place
 from ipc.tls_material import TlsMaterial
 
 from . import logs
 from .actor_tree import ActorTree, Report, Resources, describe
 from .heartbeat import BEATS, Slot
 from .lifetime import Lifetime
+from .monitor import Monitor
 from .outbox import Outbox, OutboxFull
 from .specs import actor_plan
 
@@ -128,11 +130,16 @@ class Worker:
         self._ids = itertools.count(1)
         self._nursery: trio.Nursery | None = None
         self._exit_code = 0
-        heartbeat, ledger, *fds = fds
+        heartbeat, ledger, shelves, *fds = fds
         self._slot = Slot(heartbeat)
         os.close(heartbeat)
         self._resources = Resources.none(assign.actors)
         self._resources.ledger = ledger
+        owners = [*assign.placement, *map(worker_place, {*assign.placement.values(), assign.worker})]
+        self._resources.shelves = Shelves(shelves, owners)
+        self._monitor = Monitor(
+            self._resources.shelves.of(worker_place(assign.worker)), measuring=assign.settings.measuring
+        )
         if assign.tls:
             self._resources.tls = TlsMaterial.opened(fds.pop(0))
         self._listeners: dict[int, Listener] = {}
@@ -226,8 +233,10 @@ class Worker:
         """Written by the loop itself: it is the loop's progress that counts."""
         pause = self._assign.heartbeat_ms / BEATS / 1000
         while True:
-            self._slot.beat(time.monotonic_ns())
+            before = time.monotonic_ns()
+            self._slot.beat(before)
             await trio.sleep(pause)
+            self._monitor.beat(time.monotonic_ns() - before - int(pause * 1e9), self._tree.mailboxes())
 
     def _address(self, name: str) -> Address:
         return self._exchange.address(_alias(self._assign.worker) if name == SUPERVISOR else name)
@@ -276,6 +285,7 @@ class Worker:
                     self._resources.tls = TlsMaterial.opened(fds.pop(0))
                 logs.set_level(settings.log_level)
                 self._tree.configure(settings)
+                self._monitor.configure(measuring=settings.measuring)
             case Post(number, actor, posted):
                 self._post(number, actor, posted)
             case Reply(number, answer):

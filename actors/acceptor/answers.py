@@ -39,7 +39,8 @@ class Answers:
         if connection.route is not None:
             connection.route.abandon(connection.session, call.number, "timeout", now)
         connection.send_message(jsonrpc.error_reply(call.id, 504, "the server did not answer in time"))
-        self.completed(connection, call, "timeout", 0)
+        self.hub.count("failed_504")
+        self.completed(connection, call, "timeout", 0, "504")
         self._after_answer(connection)
 
     def deliver(self, session: int, number: int, final: bool, raw: bytes) -> None:
@@ -142,7 +143,8 @@ class Answers:
             data["retryAfterMs"] = retry_ms or RETRY_MS
         message = {502: "the outcome is unknown", 504: "no answer in time"}.get(code, "not available now")
         connection.send_message(jsonrpc.error_reply(call.id, code, message, data))
-        self.completed(connection, call, reason, 0)
+        self.hub.count(f"failed_{code}")
+        self.completed(connection, call, reason, 0, str(code))
         self._after_answer(connection)
 
     def lost(self, session: int, reason: str) -> None:
@@ -156,10 +158,15 @@ class Answers:
             self.fail(connection, number, 502, reason, sent=True, retry_ms=0)
         self.hub.close(connection, 1012, "the server of this session ended")
 
-    def completed(self, connection: Connection, call: Call, outcome: str, answered_bytes: int) -> None:
+    def completed(
+        self, connection: Connection, call: Call, outcome: str, answered_bytes: int, error: str = ""
+    ) -> None:
         """Leave the ``call.completed`` record, where the settings want one. Never an argument or a result.
 
-        ``outcome`` is answered, stale (from the catalogue), or why it failed."""
+        ``outcome`` is answered, stale (from the catalogue), or why it failed; ``error`` is empty, or the code that the
+        client got, or ``cancelled``."""
+        if self.hub.meter.measuring:
+            self.hub.meter.ended(call, connection.upstream, error, answered_bytes)
         audited = self.hub.settings.audit_calls
         if audited == "off" or (audited == "tools" and call.method != "tools/call"):
             return

@@ -69,6 +69,8 @@ class Call:
     probe: bool  # it takes a permit of a half-open breaker while it is in flight
     size: int
     entry: Key | None = None  # where its answer is kept in the catalogue
+    received_ns: int = 0  # these two are set where calls are measured
+    forwarded_ns: int = 0
 
 
 @attrs.define(slots=True, eq=False)
@@ -84,6 +86,7 @@ class Item:
     refusal: Refusal | None = None
     findings: Sequence[Finding] = ()  # of the content policy, not recorded yet
     hold: Hold | None = None  # of a large message: what it holds of MAX_INFLIGHT_BYTES
+    received_ns: int = 0  # 0: not measured
 
 
 @attrs.define(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import msgspec
 
 from .connection import Stage
@@ -45,7 +46,9 @@ def acceptor(hub: Hub) -> bytes:
                 "inflight_bytes": hub.inflight.held,
                 **hub.counts,
             },
-            "upstreams": hub.routes.pool.describe()["upstreams"],
+            "upstreams": (pool := hub.routes.pool.describe())["upstreams"],
+            "counted": pool["counted"],
+            "audit": attrs.asdict(hub.audit.statistics()),
             "breakers": hub.routes.breakers.describe(),
             "catalogue": hub.catalogue.statistics(),
         }

@@ -85,6 +85,7 @@ class Dispatch:
             if self._floods(connection, codec.empty - before, now):
                 return
         if items:
+            self.hub.meter.arrived += len(items)
             self._items(connection, items, now)
         if codec is connection.codec:
             self.hub.inflight.received(connection, codec)
@@ -143,6 +144,8 @@ class Dispatch:
 
     def _message(self, connection: Connection, raw: bytes, now: int) -> None:
         item = Item(raw, pipeline.SIZE)
+        if self.hub.meter.measuring:
+            item.received_ns = now
         if len(raw) >= LARGE:
             item.hold = self.hub.inflight.finished(connection, len(raw))
         if connection.parked or connection.waiting_for:
@@ -280,6 +283,9 @@ class Dispatch:
             detail=detail,
         )
         self.hub.count("content_refused" if content else "invalid")
+        self.hub.count(f"refused_{refusal.code}")
+        if content:
+            self.hub.count(f"content_refused_{refusal.rule}")
         if not refusal.notification:
             connection.send_message(jsonrpc.error_reply(refusal.id, refusal.code, refusal.message, refusal.data))
 
@@ -360,6 +366,8 @@ class Dispatch:
         if item.hold is not None:
             hold, item.hold = item.hold, None
             self.hub.inflight.forwarded(hold, elsewhere=route.elsewhere)
+        if hub.meter.measuring:
+            hub.meter.forwarded(call, connection.upstream, item.received_ns or now)
         if call.deadline_ns:
             hub.deadlines.by(connection, call.deadline_ns)
         return True
@@ -394,7 +402,7 @@ class Dispatch:
         if number:
             call = connection.end_call(number, self.hub.now)
             if call is not None:
-                self.hub.answers.completed(connection, call, "cancelled", 0)
+                self.hub.answers.completed(connection, call, "cancelled", 0, "cancelled")
         return True
 
     def _wait_for_room(self, connection: Connection, now: int) -> bool:
@@ -448,7 +456,7 @@ class Dispatch:
             self.hub.budget.leave(connection.grant.limit_keys)
         for call in list(connection.calls.values()):
             connection.end_call(call.number, self.hub.now)
-            self.hub.answers.completed(connection, call, "client gone", 0)
+            self.hub.answers.completed(connection, call, "client gone", 0, "cancelled")
         if connection.route is not None:
             connection.route.detach(connection.session)
             connection.route = None

@@ -36,7 +36,7 @@ from ipc.settings import Settings
 from . import auth_endpoints, endpoints, http, http_answers
 from .auth_endpoints import AuthEndpoints
 from .connection import RETRY_MS, Connection, Stage, line
-from .credential import ANONYMOUS, Credential, of_certificate, of_upgrade
+from .credential import ANONYMOUS, Credential, bearer, of_certificate, of_upgrade
 from .http import Handshake, HttpError, Request
 from .lines import LineReader
 from .patience import Patience
@@ -448,11 +448,30 @@ class Entry:
         self._problem(connection, 403, detail)
 
     def _health(self, connection: Connection, request: Request) -> None:
+        """One word for everybody, all of it for who shows a credential, which has to be good. Raises HttpError."""
+        credential = bearer(request)
+        if credential is ANONYMOUS:
+            self._tell_health(connection, details=False)
+            return
+        connection.entry_deadline_ns = self.hub.now + self.settings.auth_timeout_ms * 1_000_000
+        self.hub.deadlines.by(connection, connection.entry_deadline_ns)
+        self.authenticate(connection, credential, self._health_decided)
+
+    def _health_decided(self, connection: Connection, reply: Reply) -> None:
+        connection.waiting_for = ""
+        if connection.stage >= Stage.CLOSING:
+            return
+        if not isinstance(reply, Grant):
+            self.not_granted(connection, reply)
+        elif not self._refused_principal(connection, reply):
+            self._tell_health(connection, details=True)
+
+    def _tell_health(self, connection: Connection, *, details: bool) -> None:
         status = self.hub.status
         healthy = status.healthy if status is not None else "unhealthy"
-        body = b'{"status":"%s"}' % healthy.encode()
+        body = status.body if details and status is not None else b'{"status":"%s"}' % healthy.encode()
         status_code = 503 if healthy == "unhealthy" else 200
-        http_answers.answer(self.hub, connection, request, status_code, http_answers.JSON, body)
+        http_answers.answer(self.hub, connection, connection.request, status_code, http_answers.JSON, body)
 
     # --- the upgrade -----------------------------------------------------------------------------------------
 
@@ -601,6 +620,7 @@ class Entry:
         self.size_up(connection)
         self.hub.dispatch.attach(connection, upstream or self.hub.routes.default)
         self.hub.event(connection, "connection.opened")
+        self.hub.meter.opened(connection)
         self.granted(connection)
         self.hub.deadlines.arm(connection)
         self.hub.dirty[connection.fd] = connection

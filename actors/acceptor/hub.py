@@ -66,6 +66,7 @@ from .inflight import Inflight
 from .large import LargeMessages
 from .lines import LineReader
 from .login import Login
+from .meter import Meter
 from .misdeeds import Misdeeds
 from .prefaces import Prefaces
 from .revocation import Revocation
@@ -143,6 +144,10 @@ class Hub:
             policy=self.settings.audit_on_full,
         )
         self.counts: dict[str, int] = {}
+        if "meter" not in context.keep:
+            context.keep["meter"] = Meter(context.shelves.of(self.name))
+        self.meter: Meter = context.keep["meter"]
+        self.meter.measuring = self.settings.measuring
         self.deadlines = Deadlines(self)
         self.farewells = Farewells()
         self.budget = Budget(self)
@@ -185,6 +190,8 @@ class Hub:
                 call()
         self.budget.look_ahead(now)
         self._flush_all()  # send all
+        if self.meter.arrived:
+            self.meter.turned()
         return True
 
     def post(self, call: Callable[[], None]) -> None:
@@ -285,6 +292,7 @@ class Hub:
             last_received_ns=now,
             tls=self.handshakes.layer(),
         )
+        self.meter.accepted(kind)
         self.connections[session] = connection
         self._register(connection)
         self.step(connection, self.entry.begin, now)
@@ -475,13 +483,16 @@ class Hub:
         connection.sock.close()
         connection.out.clear()
         self.connections.pop(connection.session, None)
+        self.meter.closed(connection)
         self.farewells.end(connection)
         self.prefaces.forget(connection)
         self.entry.vacate(connection)
 
     def _leave(self, connection: Connection, reason: str, *, audited: bool = False) -> None:
-        if connection.stage is Stage.OPEN and not audited:
-            self.event(connection, "connection.closed", reason=reason)
+        if connection.stage is Stage.OPEN:
+            self.meter.left(connection, self.now)
+            if not audited:
+                self.event(connection, "connection.closed", reason=reason)
         self.dispatch.leave(connection)
 
     # --- the clock ---------------------------------------------------------------------------------------------
@@ -497,6 +508,7 @@ class Hub:
         self.routes.tick(now)
         self.catalogue.tick(now)
         self.inflight.tick(now)
+        self.meter.tick(now, self.connections.values())
         self.audit.flush()
         if self.draining_until_ns:
             self._check_drained(now)
@@ -540,6 +552,7 @@ class Hub:
         """The settings were read anew. Only what the new ones forbid ends."""
         self.settings = self.context.settings
         self.audit.policy = self.settings.audit_on_full
+        self.meter.measuring = self.settings.measuring
         for part in (self.deadlines, self.budget, self.blocklist, self.routes, self.screening):
             part.configure()
         for connection in list(self.connections.values()):
@@ -609,6 +622,7 @@ class Hub:
     def count(self, what: str) -> None:
         """One more of ``what``, for the statistics."""
         self.counts[what] = self.counts.get(what, 0) + 1
+        self.meter.count(what)
 
     def public_id(self, connection: Connection) -> str:
         """The connection's name in logs, audit and the admin API."""
@@ -627,6 +641,8 @@ class Hub:
         detail: dict[str, str | int | float | bool] | None = None,
     ) -> None:
         """Record one audit event about a connection."""
+        if event == "connection.refused":
+            self.meter.refused(connection, reason)
         self.audit.record(
             AuditEvent(
                 event=event,
@@ -669,6 +685,7 @@ class Hub:
             self.context.mailbox.on_arrival = None
             self.entry.stop()
             self.routes.stop()
+            self.meter.publish(self.connections.values())
             self.epoll.close()
             os.close(self.waker)
 

@@ -57,6 +57,7 @@ class State:
     survey: Survey
     audit: AuditRing
     started_ns: int
+    metrics: metrics.Metrics
     tree: Tree | None = None
     tree_at_ns: int = 0
     counts: dict[str, int] = attrs.field(factory=dict)
@@ -67,6 +68,10 @@ class State:
     def health(self) -> Health:
         now = time.monotonic_ns()
         return judge(self.context.settings, self.survey.views(), self.tree, now, (now - self.started_ns) / 1e9)
+
+    def hear(self) -> None:
+        """Add what the actors and the supervisor say now to what was counted before."""
+        self.metrics.hear(self.survey.views(), self.tree, self.counts)
 
     def tree_age_s(self) -> float:
         return round((time.monotonic_ns() - self.tree_at_ns) / 1e9, 3) if self.tree is not None else 0.0
@@ -185,10 +190,9 @@ class Routes:
 
     async def metrics(self, _request: Request, _segment: str) -> Answer:
         await trio.lowlevel.checkpoint()
-        snapshot = metrics.Snapshot(
-            self.state.health(), self.state.survey.views(), self.state.tree or Tree(), self.state.counts
-        )
-        return Answer(200, metrics.exposition(snapshot), metrics.CONTENT_TYPE)
+        state = self.state
+        shown = state.metrics.exposition(state.health(), state.survey.views(), state.tree, state.counts)
+        return Answer(200, shown, metrics.CONTENT_TYPE)
 
     # --- what operators see
 

@@ -24,6 +24,7 @@ from . import health, tree
 from .access import Access, is_loopback
 from .answers import security_headers
 from .connection import Connection
+from .metrics import Metrics
 from .routes import Routes, State
 from .survey import Survey
 
@@ -47,7 +48,7 @@ class AdminServer:
         self.context = context
         self.audit = AuditRing(context.address("audit"), context.name, policy="drop")
         self.survey = Survey(context)
-        self.state = State(context, self.survey, self.audit, time.monotonic_ns())
+        self.state = State(context, self.survey, self.audit, time.monotonic_ns(), Metrics(context))
         self._headers = security_headers(settings)
         self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._listening: dict[Listener, trio.CancelScope] = {}
@@ -119,6 +120,7 @@ class AdminServer:
         while True:
             self._changed = trio.Event()
             await self.survey.refresh()
+            self.state.hear()
             self._tell()
             self.audit.flush()
             with trio.move_on_after(SURVEY_EVERY_S):

@@ -36,6 +36,7 @@ class View:
     incarnation: int
     data: dict[str, Any]
     age_s: float
+    of: int = 0  # the incarnation that gave ``data``
 
 
 @attrs.define
@@ -44,6 +45,7 @@ class _Subject:
     kind: str
     data: dict[str, Any] = attrs.field(factory=dict)
     at_ns: int = 0
+    of: int = 0
     answering: bool = False
 
 
@@ -82,12 +84,14 @@ class Survey:
                 incarnation=subject.address.incarnation,
                 data=subject.data,
                 age_s=round((now - subject.at_ns) / 1e9, 3) if subject.at_ns else 0.0,
+                of=subject.of,
             )
             for name, subject in self._subjects.items()
             if kind is None or subject.kind == kind
         ]
 
     async def _ask(self, subject: _Subject) -> None:
+        asked = subject.address.incarnation
         try:
             answer = await subject.address.ask(Describe(), self._now() + PATIENCE_NS)
         except (ActorDown, DeadlineExceeded):
@@ -103,4 +107,5 @@ class Survey:
             log.error("%s described itself badly: %s", subject.address.name, error)  # noqa: TRY400
             return
         subject.at_ns = self._now()
+        subject.of = asked
         subject.answering = True

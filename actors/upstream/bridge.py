@@ -427,7 +427,12 @@ class Bridge:
         pool = self._pool.describe()
         counted = pool.pop("counted") | self._counted
         waiting = sum(outlet.waiting for outlet in self._outlets.values())
-        mine = {"processes": REGISTRY.statistics(), "links": len(self._links), "waiting": waiting}
+        mine = {
+            "processes": REGISTRY.statistics(),
+            "links": len(self._links),
+            "waiting": waiting,
+            "audit": attrs.asdict(self._audit.statistics()),
+        }
         return pool | {"counted": counted} | mine
 
 

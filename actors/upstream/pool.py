@@ -114,6 +114,7 @@ class Pool:
         self._on_change = on_change
         self.check_every_ns = settings.health_check_interval * MILLISECOND if settings.health_check_enabled else 0
         self.counted: dict[str, int] = {}
+        self._changes: dict[str, dict[str, int]] = {}  # of the servers' states, by upstream
         self._upstreams = {
             upstream.name: UpstreamState(upstream, upstream.instance == "shared") for upstream in upstreams
         }
@@ -366,6 +367,8 @@ class Pool:
             known.calls[message.call] = slot
 
     def changed(self, upstream: str, what: Change, reason: str) -> None:
+        changes = self._changes.setdefault(upstream, {})
+        changes[what] = changes.get(what, 0) + 1
         if self._on_change is not None:
             self._on_change(upstream, what, reason)
 
@@ -381,6 +384,7 @@ class Pool:
                 name: {
                     "state": _state(upstream),
                     "in_flight": upstream.in_flight,
+                    "changes": dict(self._changes.get(name, {})),
                     "instances": [slot.describe() for slot in upstream.slots if slot.state != "idle"],
                 }
                 for name, upstream in self._upstreams.items()

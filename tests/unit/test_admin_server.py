@@ -142,14 +142,14 @@ async def test_a_silent_actor_is_shown_as_not_answering_and_keeps_its_last_figur
 async def test_garbage_from_an_actor_is_counted_and_hurts_nothing() -> None:
     """Neither a description nor a tree that can't be read ends admin."""
     async with bench() as made:
-        made.actors["limiter"].data = {"x": 1}
+        made.actors["limiter"].data = {"leases": 7}
         await settled(made)
         await made.request("GET", "/admin/v1/connections", token=ADMIN_TOKEN)  # asks everybody
         made.actors["limiter"].data = b"["
         made.admin.control(TreeSnapshot(b"{]"))
         assert (await made.request("GET", "/admin/v1/connections", token=ADMIN_TOKEN)).status == 200
         text = (await made.request("GET", "/metrics")).body.decode()
-        assert "portcullis_limiter_x{actor=\"limiter\"} 1.0" in text
+        assert "portcullis_limiter_leases_total 7.0" in text
         assert 'portcullis_admin_total{what="malformed_trees"} 1.0' in text
 
 
