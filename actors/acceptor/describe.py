@@ -42,6 +42,7 @@ def acceptor(hub: Hub) -> bytes:
                 "refused": hub.refused,
                 "faults": hub.faults,
                 "calls": sum(len(connection.calls) for connection in hub.connections.values()),
+                **hub.traffic.with_those(hub.connections.values()),
                 **hub.counts,
             },
             "upstreams": hub.routes.pool.describe()["upstreams"],

@@ -70,6 +70,7 @@ from .routes import Routes
 from .screening import Screening
 from .tcp_upstream import TcpUpstream
 from .tls import why
+from .traffic import Traffic
 from .wheel import TimerWheel
 from .ws import encode_close
 
@@ -140,6 +141,8 @@ class Hub:
             policy=self.settings.audit_on_full,
         )
         self.counts: dict[str, int] = {}
+        # Of the connections that are gone; like the others it outlives this incarnation.
+        self.traffic: Traffic = context.keep.setdefault("traffic", Traffic())
         self.deadlines = Deadlines(self)
         self.budget = Budget(self)
         self.blocklist = Blocklist(self)
@@ -462,6 +465,7 @@ class Hub:
         connection.sock.close()
         connection.out.clear()
         self.connections.pop(connection.session, None)
+        self.traffic.add(connection)
         if connection.admitted:
             self.entry.released.append(connection.session)
 

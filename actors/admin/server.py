@@ -60,6 +60,7 @@ class AdminServer:
         """Until a Drain."""
         async with trio.open_nursery() as nursery:
             with ExitStack() as watches:
+                watches.callback(self.state.recent.close)
                 for view in self.survey.views():
                     watches.callback(self.context.address(view.name).watch(self._note))
                 await self._serve_until_drained(nursery)
@@ -119,6 +120,7 @@ class AdminServer:
         while True:
             self._changed = trio.Event()
             await self.survey.refresh()
+            self.state.rates.observe(self.survey.views("acceptor"), time.monotonic_ns())
             self._tell()
             self.audit.flush()
             with trio.move_on_after(SURVEY_EVERY_S):
