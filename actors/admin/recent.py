@@ -4,12 +4,14 @@ Read from the file and not asked of the actor: what led to its death is to be se
 (``mcp-security-audit verify`` does that), and a file that can't be read shows as such.
 
 Only looked at while somebody asks. The open file is followed; one that was rotated is read to its end before the new
-one is opened.
+one is opened. Should several have been since the last look, the newest of them is looked at too.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections import deque
 from pathlib import Path
 from typing import Any, Final
@@ -82,7 +84,6 @@ class Recent:
                     return
                 self.close()
             self._open()
-            self._read()
         except OSError as error:
             self.close()
             self.trouble = f"{_UNREADABLE}{error.strerror}"
@@ -90,9 +91,19 @@ class Recent:
             self.trouble = ""
 
     def _open(self) -> None:
-        self._fd = os.open(self.directory / ACTIVE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        active = _opened(self.directory / ACTIVE)
+        rotated = max(self.directory.glob(f"{ACTIVE}.{'[0-9]' * 12}"), default=None)
+        if rotated is not None:
+            self._fd = _opened(rotated)
+            self._begin()
+            self.close()
+        self._fd = active
+        self._begin()
+
+    def _begin(self) -> None:
         self._rest = b""
         self._skip_to_last(_FIRST_BYTES)
+        self._read()
 
     def _read(self) -> None:
         self._skip_to_last(_BYTES)
@@ -127,3 +138,12 @@ class Recent:
             self.last = seq
             kept = self.calls if members["event"] == CALL else self.records
             kept.append({name: value for name, value in members.items() if name not in _HASHES})
+
+
+def _opened(path: Path) -> int:
+    """Of a regular file; neither a link nor a pipe that somebody has put there leads elsewhere or is waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return fd

@@ -180,7 +180,7 @@ function showTiles({ health, rates, connections, blocks, limiter }) {
   setText(at("t-out"), `${count(now.messages_out)}/s`);
   setText(at("t-out-sub"), `${bytes(now.bytes_out)}/s`);
   setText(at("t-refused"), `${count(now.refused)}/s`);
-  setText(at("t-refused-sub"), `${count(now.opened)}/s ended in all`);
+  setText(at("t-refused-sub"), `${count(now.opened)}/s opened in all`);
   setText(at("t-blocks"), count(blocks.total));
   setText(at("t-blocks-sub"), `${count(limiter.scored)} with a score`);
   setText(at("t-restarts"), count(health.restarts));
@@ -313,8 +313,7 @@ function showBlocks({ blocks, total, trouble }) {
       key: target,
       cells: [
         { ...cell(target, "name mono"), title: target }, cell(duration(block.left_s), "num"),
-        cell(block.automatic ? "threat detection" : "operator"),
-        cell(`${plain(block.reason)}${block.strikes > 1 ? ` (${block.strikes}×)` : ""}`, "wrap"),
+        cell(`${block.automatic ? "" : "by "}${plain(block.reason)}${block.strikes > 1 ? ` (${block.strikes}×)` : ""}`, "wrap"),
         { className: "actions", actions: [["Unblock…", `Unblock ${target}`, () => confirmUnblock(target)]] },
       ],
     };
