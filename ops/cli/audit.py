@@ -36,7 +36,7 @@ _APART: Final = frozenset({"time", "seq", "event", "severity", "outcome", "prev"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done (``verify``: intact), 1 the chain is broken, 2 usage, or a file that can't be read."""
-    options = _parser().parse_args(arguments, argparse.Namespace(log_dir=None, state_dir=None, json=False))
+    options = parser().parse_args(arguments, argparse.Namespace(log_dir=None, state_dir=None, json=False))
     log_dir = Path(options.log_dir or os.environ.get("AUDIT_LOG_DIR") or "var/log/security").expanduser()
     state_dir = Path(options.state_dir or os.environ.get("STATE_DIR") or "var/state").expanduser()
     try:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     places = argparse.ArgumentParser(add_help=False)
     # SUPPRESS: given before the command's name, it must not be overwritten by the default of the one after it.
     defaults = {"--log-dir": "$AUDIT_LOG_DIR or var/log/security", "--state-dir": "$STATE_DIR or var/state"}
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         places.add_argument(option, metavar="DIR", default=argparse.SUPPRESS, help=f"default: {default}")
     places.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON, one document a line")
     parser = argparse.ArgumentParser(NAME, parents=[places], description="Read, follow and verify the audit log.")
+    parser.epilog = "Exit codes: 0 done (verify: intact), 1 the chain is broken, 2 usage, or a file that can't be read."
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     parser.add_argument("--since", type=_since, metavar="1h", help="of the last hour, or since 2030-01-31T12:00:00Z")
     parser.add_argument(

@@ -461,7 +461,7 @@ function leave(why = "") {
   for (const id of ["confirm", "block-dialog"]) at(id).close();
   for (const id of ["board", "live", "pause", "leave", "status"]) at(id).hidden = true;
   // What was shown is nobody's business any more.
-  for (const body of document.querySelectorAll("tbody, dl, #reasons")) body.replaceChildren();
+  for (const body of document.querySelectorAll("tbody, dl, #reasons, .figure, .sub, .spark")) body.replaceChildren();
   setText(at("facts"), "");
   setText(at("said"), "");
   document.title = "Portcullis";
