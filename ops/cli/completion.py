@@ -179,7 +179,7 @@ def _zsh_level(program: str, level: Level) -> Iterator[str]:
         specs += ["'1: :->command'", "'*:: :->rest'"]
     elif level.choices or level.value != "none":
         specs.append(_quoted(f"*{_zsh_value(level.value, level.choices)}"))
-    yield f"    _arguments -S {' '.join(specs)}"
+    yield f"    _arguments -C -S {' '.join(specs)}"
     if level.subcommands:
         rows = " ".join(_quoted(f"{name}:{_zsh_text(text)}") for name, text in level.subcommands.items())
         yield "    case $state in"
