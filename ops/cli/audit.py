@@ -17,12 +17,13 @@ from typing import Any, Final
 import attrs
 
 from actors.policy.chain import PREFIX, BadRecord, Head, read_unverified
+from supervisor.settings import ConfigurationError, load_some
 
 from .audit_files import files, lines
 from .audit_follow import follow
 from .audit_verify import check, show_head
 from .duration import duration
-from .failure import ClientFailure
+from .failure import ClientFailure, UsageError
 from .terminal import printable
 from .version import version
 
@@ -37,9 +38,8 @@ _APART: Final = frozenset({"time", "seq", "event", "severity", "outcome", "prev"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done (``verify``: intact), 1 the chain is broken, 2 usage, or a file that can't be read."""
     options = parser().parse_args(arguments, argparse.Namespace(log_dir=None, state_dir=None, json=False))
-    log_dir = Path(options.log_dir or os.environ.get("AUDIT_LOG_DIR") or "var/log/security").expanduser()
-    state_dir = Path(options.state_dir or os.environ.get("STATE_DIR") or "var/state").expanduser()
     try:
+        log_dir, state_dir = _places(options)
         if options.command == "verify":
             return check(log_dir, state_dir, options.head, as_json=options.json)
         if options.command == "head":
@@ -108,6 +108,17 @@ def _kept_head(text: str) -> Head:
     if not (seq.isascii() and seq.isdigit() and re.fullmatch("[0-9a-fA-F]{64}", digest)):
         raise argparse.ArgumentTypeError("a head looks like 4711:89ab…, as `head` prints it")
     return Head(int(seq), digest.lower())
+
+
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The log directory and the state directory, where the gateway beside this command has them. Raises UsageError."""
+    given = {"AUDIT_LOG_DIR": options.log_dir, "STATE_DIR": options.state_dir}
+    named = {name: str(Path(value).expanduser()) for name, value in given.items() if value}
+    try:
+        found = load_some(given, {**os.environ, **named}, Path.cwd())
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
+    return Path(str(found["audit_log_dir"])), Path(str(found["state_dir"]))
 
 
 @attrs.frozen

@@ -164,6 +164,29 @@ async def test_it_outlives_a_gateway_that_is_away_and_not_a_wrong_token(tmp_path
             made.admin.control(ListenersChanged())
 
 
+async def test_colour_is_for_terminals_and_not_where_it_is_unwanted(tmp_path: Path) -> None:
+    """Every command that prints tables: colour on a terminal, none with NO_COLOR, no escape at all into a file."""
+    async with shown(tmp_path) as (made, _):
+        for line in ("health", "connections", "admin actors", "admin blocks", "admin top --once"):
+            words = line.split()
+            command = [sys.executable, "-m", f"ops.cli.{words[0]}", *words[1:]]
+
+            def seen(command: list[str] = command, **more: str) -> str:
+                with on_terminal(command, directory=tmp_path, environment=environment(made, **more)) as terminal:
+                    terminal.ended()
+                    return terminal.seen
+
+            on, off = [await trio.to_thread.run_sync(partial(seen, **more)) for more in ({}, {"NO_COLOR": "1"})]
+            if words[-1] not in ("connections", "blocks"):  # those have nothing that is good or bad
+                assert re.search(r"\x1b\[(\d+;)*3\dm", on), (words, on)
+            assert not re.search(r"\x1b\[(\d+;)*[34]\dm", off), (words, off)
+            run = partial(subprocess.run, command, capture_output=True, check=False, timeout=120, cwd=tmp_path,
+                          env=environment(made))  # fmt: skip
+            piped = await trio.to_thread.run_sync(run)
+            assert b"\x1b" not in piped.stdout + piped.stderr, words
+            assert piped.stdout
+
+
 def test_a_spark_is_never_longer_than_the_minutes_it_shows() -> None:
     """Two looks a character; nothing at all is not drawn as something, and something never as nothing."""
     assert top._spark([0.0] * 120) == " " * 60
