@@ -62,12 +62,18 @@ class LinkGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ActorState(msgspec.Struct, frozen=True, array_like=True):
-    """What the live tree shows of one actor."""
+    """What the live tree shows of one actor.
+
+    ``queued`` messages wait in its mailbox now; it has ``received`` and ``refused`` so many since its start.
+    """
 
     name: str
     state: str
     incarnation: int
     restarts: int
+    queued: int = 0
+    received: int = 0
+    refused: int = 0
 
 
 # --- worker -> supervisor ----------------------------------------------------------------------------------------
@@ -85,7 +91,7 @@ class Ready(ControlMessage, frozen=True):
 
 
 class ActorStates(ControlMessage, frozen=True):
-    """The actors after a change."""
+    """The actors after a change, and every second, as mailboxes fill and empty."""
 
     actors: tuple[ActorState, ...]
 

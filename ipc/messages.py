@@ -677,7 +677,8 @@ class TreeSnapshot(Message, frozen=True):
     """The process tree, told to admin by the supervisor at each change and every second (control lane).
 
     ``data`` is a JSON object: uptime_s, version, draining, degraded (a list of reasons), restarts, workers: [{name,
-    role, pid, state, incarnation, restarts, rss_kb (when known), actors: [{name, state, incarnation, restarts}]}].
+    role, pid, state, incarnation, restarts, rss_kb (when known), actors: [{name, state, incarnation, restarts,
+    mailbox: {queued, received, refused}}]}].
     """
 
     data: bytes

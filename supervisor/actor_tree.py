@@ -44,6 +44,8 @@ log = logging.getLogger("supervisor.actors")
 _INCARNATIONS = 1 << 20
 """Of an actor within one worker process. Above them counts the worker's own, so an actor's number always grows."""
 
+_MAILBOXES_S = 1.0
+
 
 @attrs.define(eq=False)
 class Resources:
@@ -128,7 +130,13 @@ class ActorTree:
             self._nursery = nursery
             self.engine.post(Begin())
             self._tell_states()
+            nursery.start_soon(self._tell_mailboxes)
             await self.engine.keep_time()
+
+    async def _tell_mailboxes(self) -> None:
+        while True:
+            await trio.sleep(_MAILBOXES_S)
+            self._tell_states()
 
     def stop(self, deadline_ns: int) -> None:
         """Drain every actor, in reverse order; none gets longer than until ``deadline_ns``."""
@@ -157,9 +165,17 @@ class ActorTree:
 
     def states(self) -> tuple[ActorState, ...]:
         return tuple(
-            ActorState(child.spec.name, child.phase, child.incarnation, child.restarts)
+            ActorState(child.spec.name, child.phase, child.incarnation, child.restarts, *self._mailbox(child.spec.name))
             for child in self.engine.state.children
         )
+
+    def _mailbox(self, name: str) -> tuple[int, int, int]:
+        """Queued, received, refused. Read from outside the actor: one that hangs shows a mailbox that grows."""
+        running = self._running.get(name)
+        if running is None:
+            return 0, 0, 0
+        seen = running.mailbox.statistics()
+        return seen.data_queued + seen.control_queued, seen.data_received + seen.control_received, seen.refused
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -42,7 +42,13 @@ def build(
             "incarnation": child.incarnation,
             "restarts": child.restarts,
             "actors": [
-                {"name": a.name, "state": a.state, "incarnation": a.incarnation, "restarts": a.restarts}
+                {
+                    "name": a.name,
+                    "state": a.state,
+                    "incarnation": a.incarnation,
+                    "restarts": a.restarts,
+                    "mailbox": {"queued": a.queued, "received": a.received, "refused": a.refused},
+                }
                 for a in view.actors
             ],
         }
@@ -59,6 +65,11 @@ def build(
         "workers": workers,
     }
     return TreeSnapshot(json.dumps(document, separators=(",", ":")).encode())
+
+
+def lives(actors: Iterable[ActorState]) -> list[tuple[str, str, int, int]]:
+    """What of these states is news at once."""
+    return [(actor.name, actor.state, actor.incarnation, actor.restarts) for actor in actors]
 
 
 def degraded(state: State, views: Mapping[str, WorkerView]) -> Iterable[str]:

@@ -282,8 +282,9 @@ class WorkerTree:
             case Ready():
                 self._engine.post(Up(member.spec.name, member.incarnation))
             case ActorStates(actors):
-                member.actors = actors
-                self._changed.set()
+                before, member.actors = member.actors, actors
+                if snapshot.lives(before) != snapshot.lives(actors):  # mailboxes go with the next regular snapshot
+                    self._changed.set()
             case ActorEvent():
                 self._record_actor(member, message)
             case PeerBroken(name, incarnation, reason):

@@ -44,6 +44,7 @@ def acceptor(hub: Hub) -> bytes:
                 "faults": hub.faults,
                 "calls": sum(len(connection.calls) for connection in hub.connections.values()),
                 "inflight_bytes": hub.inflight.held,
+                **hub.traffic.with_those(hub.connections.values()),
                 **hub.counts,
             },
             "upstreams": (pool := hub.routes.pool.describe())["upstreams"],

@@ -74,6 +74,7 @@ from .routes import Routes
 from .screening import Screening
 from .tcp_upstream import TcpUpstream
 from .tls import why
+from .traffic import Traffic
 from .wheel import TimerWheel
 from .ws import encode_close
 
@@ -148,6 +149,8 @@ class Hub:
             context.keep["meter"] = Meter(context.shelves.of(self.name))
         self.meter: Meter = context.keep["meter"]
         self.meter.measuring = self.settings.measuring
+        # Of the connections that are gone; like the others it outlives this incarnation.
+        self.traffic: Traffic = context.keep.setdefault("traffic", Traffic())
         self.deadlines = Deadlines(self)
         self.farewells = Farewells()
         self.budget = Budget(self)
@@ -484,6 +487,7 @@ class Hub:
         connection.out.clear()
         self.connections.pop(connection.session, None)
         self.meter.closed(connection)
+        self.traffic.add(connection)
         self.farewells.end(connection)
         self.prefaces.forget(connection)
         self.entry.vacate(connection)

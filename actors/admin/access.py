@@ -89,10 +89,14 @@ class Access:
         if not self.may_see_details(request):
             raise unauthorized("none")
 
-    def require_admin(self, request: Request) -> None:
-        """Raises Problem (401, 403)."""
+    def require_admin_api(self) -> None:
+        """Raises Problem (403) where it is off, and with it the page that works through it."""
         if not self.local and not self.admin_without_tls:
             raise Problem(403, "beyond loopback the admin API is off; see ADMIN_WITHOUT_TLS")
+
+    def require_admin(self, request: Request) -> None:
+        """Raises Problem (401, 403)."""
+        self.require_admin_api()
         shown = self.credential(request)
         if shown != "good":
             raise unauthorized(shown)

@@ -48,12 +48,12 @@ def pardon(target: str) -> UnblockClient:
     return UnblockClient(target)
 
 
-async def listing(limiter: Address) -> dict[str, Any]:
-    """All of them, by key. Raises Problem (503) while the limiter does not answer."""
+async def listing(limiter: Address, most: int = MOST) -> dict[str, Any]:
+    """All of them, by key, about ``most`` at most. Raises Problem (503) while the limiter does not answer."""
     rows: list[dict[str, Any]] = []
     after, total, more = "", 0, True
     now_ms = time.time_ns() // 1_000_000
-    while more and len(rows) < MOST:
+    while more and len(rows) < most:
         try:
             answer = await limiter.ask(ListBlocks(after), time.monotonic_ns() + _PATIENCE_NS)
         except (ActorDown, DeadlineExceeded):
@@ -77,4 +77,4 @@ async def listing(limiter: Address) -> dict[str, Any]:
                     "reason": reason,
                 }
             )
-    return {"blocks": rows, "total": total}
+    return {"blocks": rows[:most], "total": total}

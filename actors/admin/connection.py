@@ -38,7 +38,8 @@ _CHUNK: Final = 64 * 1024
 
 @attrs.frozen
 class Request:
-    """``target`` is the path without the query. Header names are in lower case. ``body`` has BODY_LIMIT at most."""
+    """``target`` is the path, ``query`` what follows its question mark. Header names are in lower case. ``body`` has
+    BODY_LIMIT at most."""
 
     method: str
     target: str
@@ -46,6 +47,7 @@ class Request:
     peer: str
     body: bytes = b""
     principal: str = ""  # who asks, once that is known; the bearer of ADMIN_TOKEN has no name
+    query: str = ""
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand there once only. Raises Problem (400) if it is doubled."""
@@ -147,7 +149,8 @@ class Connection:
             raise Problem(400, "headers are ASCII here") from None
         if not target.startswith("/"):
             raise Problem(400, "the target must be a path")
-        return Request(event.method.decode("ascii"), target.partition("?")[0], headers, self.peer)
+        path, _, query = target.partition("?")
+        return Request(event.method.decode("ascii"), path, headers, self.peer, query=query)
 
     async def _next_event(self) -> h11.Event:
         while True:
@@ -181,10 +184,11 @@ class Connection:
             await self._send(problem.answer(), head=False, close=True)
 
     async def _send(self, answer: Answer, *, head: bool, close: bool = False) -> None:
+        own = {name for name, _ in answer.headers}
         headers = [
             ("Content-Type", answer.content_type),
             ("Content-Length", str(len(answer.body))),
-            *self.always,
+            *(header for header in self.always if header[0] not in own),
             *answer.headers,
         ]
         if close:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
@@ -32,11 +33,13 @@ from ipc.messages import (
 
 from ..audit_ring import AuditRing
 from ..policy.credential_like import is_credential
-from . import blocks, metrics, targets
+from . import blocks, live, metrics, page, targets
 from .access import Access, insufficient, unauthorized
 from .answers import JSON, Answer, Problem, document
 from .connection import Request
 from .health import Health, connections_of, judge
+from .rates import Rates
+from .recent import Recent
 from .survey import Survey
 from .tree import Tree
 
@@ -46,7 +49,7 @@ _LONGEST_SUBJECT = 1024  # an outside issuer's name and its name for somebody
 _PATIENCE_NS = 1_000_000_000
 _STALE_TREE_NS = 10_000_000_000
 
-Guard = Literal["open", "details", "admin"]
+Guard = Literal["open", "page", "details", "admin"]
 
 
 @attrs.define(eq=False)
@@ -61,6 +64,12 @@ class State:
     tree: Tree | None = None
     tree_at_ns: int = 0
     counts: dict[str, int] = attrs.field(factory=dict)
+    rates: Rates = attrs.field(factory=Rates)
+    recent: Recent = attrs.field(init=False)
+
+    @recent.default
+    def _of_our_log(self) -> Recent:
+        return Recent(Path(self.context.settings.audit_log_dir))
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -142,6 +151,8 @@ class Routes:
             return await self._require_admin(request)
         if route.guard == "details":
             self.access.require_details(request)
+        elif route.guard == "page":
+            self.access.require_admin_api()
         return request
 
     async def _require_admin(self, request: Request) -> Request:
@@ -356,6 +367,11 @@ def _table(state: State) -> tuple[Route, ...]:
         Route("GET", "/readyz", "open", Routes.readyz),
         Route("GET", "/health", "open", Routes.health),
         *((scraped,) if settings.metrics_enabled else ()),
+        Route("GET", "/", "page", page.root),
+        *(Route("GET", path, "page", page.file) for path in page.FILES),
+        Route("GET", f"{API}/openapi.json", "admin", page.openapi),
+        Route("GET", f"{API}/overview", "admin", live.whole),
+        Route("GET", f"{API}/events", "admin", live.events),
         Route("GET", f"{API}/connections", "admin", Routes.connections),
         Route("GET", f"{API}/actors", "admin", Routes.actors),
         Route("GET", f"{API}/breakers", "admin", Routes.breakers),

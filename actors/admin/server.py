@@ -61,6 +61,7 @@ class AdminServer:
         """Until a Drain."""
         async with trio.open_nursery() as nursery:
             with ExitStack() as watches:
+                watches.callback(self.state.recent.close)
                 for view in self.survey.views():
                     watches.callback(self.context.address(view.name).watch(self._note))
                 await self._serve_until_drained(nursery)
@@ -121,6 +122,7 @@ class AdminServer:
             self._changed = trio.Event()
             await self.survey.refresh()
             self.state.hear()
+            self.state.rates.observe(self.survey.views("acceptor"), time.monotonic_ns())
             self._tell()
             self.audit.flush()
             with trio.move_on_after(SURVEY_EVERY_S):

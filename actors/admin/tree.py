@@ -7,11 +7,20 @@ from typing import Any
 import msgspec
 
 
+class MailboxNode(msgspec.Struct, frozen=True):
+    """Messages that wait now, and those taken in and refused for want of room since the actor's start."""
+
+    queued: int = 0
+    received: int = 0
+    refused: int = 0
+
+
 class ActorNode(msgspec.Struct, frozen=True):
     name: str
     state: str = "unknown"
     incarnation: int = 0
     restarts: int = 0
+    mailbox: MailboxNode = MailboxNode()
 
 
 class WorkerNode(msgspec.Struct, frozen=True):

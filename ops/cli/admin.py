@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .api import Api, Reply, add_options, find, segment
+from . import top
+from .api import Api, Reply, add_options, find, segment, state_directory
+from .backup import back_up
+from .completion import SHELLS, script
 from .duration import duration
 from .failure import ClientFailure
 from .operate import console, ended, print_json, seconds, table
+from .version import version
 
 NAME: Final = "mcp-admin"
 _API: Final = "/admin/v1"
 _PRINCIPAL: Final = "principal:"
+
+_EXIT_CODES: Final = "Exit codes: 0 done, 1 not done, 2 usage, 3 the token is missing or wrong, 4 out of reach."
 
 _Run = Callable[[Api, argparse.Namespace], int]
 if TYPE_CHECKING:
@@ -26,17 +32,18 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 not done, 2 usage, 3 the token is missing or wrong, 4 out of reach."""
-    return ended(NAME, lambda: _command(_parser().parse_args(arguments)))
+    return ended(NAME, lambda: _command(parser().parse_args(arguments)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=NAME, description="Operate a running gateway.")
-    parser.epilog = "Exit codes: 0 done, 1 not done, 2 usage, 3 the token is missing or wrong, 4 out of reach."
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=NAME, description="Operate a running gateway.", epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "actors", _actors, "the live tree of workers and actors, with restarts")
     disconnect = _add(commands, "disconnect", _disconnect, "close a client connection")
     disconnect.add_argument("id", metavar="ID", help="as mcp-connections lists it")
-    breaker = commands.add_parser("breaker", help="the circuit breakers of the servers")
+    about = "the circuit breakers of the servers"
+    breaker = commands.add_parser("breaker", help=about, description=f"T{about[1:]}.", epilog=_EXIT_CODES)
     kinds = breaker.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(kinds, "list", _breakers, "the state of each")
     reset = _add(kinds, "reset", _reset, "close one, so that calls pass again")
@@ -52,11 +59,33 @@ def _parser() -> argparse.ArgumentParser:
     end.add_argument("id", metavar="ID", help="as sessions lists it")
     _add(commands, "reload", _reload, "read the configuration and the certificates anew")
     _add(commands, "drain", _drain, "stop the gateway: calls in flight finish, nothing new is taken")
+    top.add_arguments(_add(commands, "top", top.run, "a live view of everything, until Ctrl-C"))
+    _add_backup(commands)
+    _add_completion(commands)
     return parser
 
 
+def _add_backup(commands: _Commands) -> None:
+    """It works on files, with or without a gateway that runs on them."""
+    text = "copy the gateway's state to a new directory, while it runs"
+    backup = commands.add_parser("backup", help=text, description=f"C{text[1:]}.")
+    backup.epilog = f"It holds secrets: mode 0700. How to restore it is in ops/docs/backup.md. {_EXIT_CODES}"
+    backup.add_argument("target", metavar="TARGET", type=Path, help="must not exist yet")
+    backup.add_argument("--state-dir", metavar="DIR", help="the gateway's STATE_DIR")
+    backup.add_argument("--json", action="store_true", help="print what is in its backup.json")
+    backup.set_defaults(local=_backup)
+
+
+def _add_completion(commands: _Commands) -> None:
+    text = "print a shell's completions of all commands"
+    completion = commands.add_parser("completion", help=text, description=f"P{text[1:]}.")
+    completion.epilog = f"bash: source <({NAME} completion bash); ops/docs/dashboard.md has zsh and fish. {_EXIT_CODES}"
+    completion.add_argument("shell", choices=SHELLS, help="whose")
+    completion.set_defaults(local=_completion)
+
+
 def _add(commands: _Commands, name: str, run: _Run, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EXIT_CODES)
     add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the gateway's own document")
     parser.set_defaults(run=run)
@@ -64,6 +93,9 @@ def _add(commands: _Commands, name: str, run: _Run, text: str) -> argparse.Argum
 
 
 def _command(options: argparse.Namespace) -> int:
+    if "local" in options:
+        done: int = options.local(options)
+        return done
     run: _Run = options.run
     return run(find(options, os.environ, Path.cwd()), options)
 
@@ -181,6 +213,22 @@ def _reload(api: Api, options: argparse.Namespace) -> int:
 
 def _drain(api: Api, options: argparse.Namespace) -> int:
     return _done(api.post(f"{_API}/drain"), options, "draining")
+
+
+def _backup(options: argparse.Namespace) -> int:
+    manifest = back_up(state_directory(options, os.environ, Path.cwd()), options.target)
+    if options.json:
+        print_json(manifest)
+        return 0
+    rows = [(row["name"], row["bytes"], row.get("schema", "")) for row in manifest["files"]]
+    console().print(table(("file", "bytes", "schema"), rows))
+    console().print(f"the backup is in {options.target}; it holds secrets", markup=False)
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    print(script(options.shell), end="")
+    return 0
 
 
 def _done(reply: Reply, options: argparse.Namespace, word: str) -> int:

@@ -135,6 +135,16 @@ def find(options: argparse.Namespace, environment: Mapping[str, str], directory:
     return Api("http", _reachable(hosts[0]), port, token, hint)
 
 
+def state_directory(options: argparse.Namespace, environment: Mapping[str, str], directory: Path) -> Path:
+    """The gateway's STATE_DIR, for what works on its files. Raises UsageError."""
+    if options.state_dir is not None:
+        return directory / str(options.state_dir)
+    try:
+        return Path(str(load_some(("STATE_DIR",), environment, directory)["state_dir"]))
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
+
+
 def _from_url(url: str, token: str, hint: str) -> Api:
     try:
         parts = urlsplit(url)

@@ -17,12 +17,13 @@ from typing import Any, Final
 import attrs
 
 from actors.policy.chain import PREFIX, BadRecord, Head, read_unverified
+from supervisor.settings import ConfigurationError, load_some
 
 from .audit_files import files, lines
 from .audit_follow import follow
 from .audit_verify import check, show_head
 from .duration import duration
-from .failure import ClientFailure
+from .failure import ClientFailure, UsageError
 from .terminal import printable
 from .version import version
 
@@ -36,10 +37,9 @@ _APART: Final = frozenset({"time", "seq", "event", "severity", "outcome", "prev"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done (``verify``: intact), 1 the chain is broken, 2 usage, or a file that can't be read."""
-    options = _parser().parse_args(arguments, argparse.Namespace(log_dir=None, state_dir=None, json=False))
-    log_dir = Path(options.log_dir or os.environ.get("AUDIT_LOG_DIR") or "var/log/security").expanduser()
-    state_dir = Path(options.state_dir or os.environ.get("STATE_DIR") or "var/state").expanduser()
+    options = parser().parse_args(arguments, argparse.Namespace(log_dir=None, state_dir=None, json=False))
     try:
+        log_dir, state_dir = _places(options)
         if options.command == "verify":
             return check(log_dir, state_dir, options.head, as_json=options.json)
         if options.command == "head":
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     places = argparse.ArgumentParser(add_help=False)
     # SUPPRESS: given before the command's name, it must not be overwritten by the default of the one after it.
     defaults = {"--log-dir": "$AUDIT_LOG_DIR or var/log/security", "--state-dir": "$STATE_DIR or var/state"}
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         places.add_argument(option, metavar="DIR", default=argparse.SUPPRESS, help=f"default: {default}")
     places.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON, one document a line")
     parser = argparse.ArgumentParser(NAME, parents=[places], description="Read, follow and verify the audit log.")
+    parser.epilog = "Exit codes: 0 done (verify: intact), 1 the chain is broken, 2 usage, or a file that can't be read."
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     parser.add_argument("--since", type=_since, metavar="1h", help="of the last hour, or since 2030-01-31T12:00:00Z")
     parser.add_argument(
@@ -107,6 +108,17 @@ def _kept_head(text: str) -> Head:
     if not (seq.isascii() and seq.isdigit() and re.fullmatch("[0-9a-fA-F]{64}", digest)):
         raise argparse.ArgumentTypeError("a head looks like 4711:89ab…, as `head` prints it")
     return Head(int(seq), digest.lower())
+
+
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The log directory and the state directory, where the gateway beside this command has them. Raises UsageError."""
+    given = {"AUDIT_LOG_DIR": options.log_dir, "STATE_DIR": options.state_dir}
+    named = {name: str(Path(value).expanduser()) for name, value in given.items() if value}
+    try:
+        found = load_some(given, {**os.environ, **named}, Path.cwd())
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
+    return Path(str(found["audit_log_dir"])), Path(str(found["state_dir"]))
 
 
 @attrs.frozen

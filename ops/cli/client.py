@@ -34,7 +34,7 @@ DEMONSTRATIONS: Final[tuple[tuple[str, Json], ...]] = (("echo", {"text": "hello"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the call failed, 2 usage, 3 refused, 4 unreachable."""
     try:
-        return _command(_parse(arguments), os.environ)
+        return _command(parser().parse_args(arguments), os.environ)
     except LinkClosed as closed:
         return _fail(closed.meaning())
     except ClientFailure as failure:
@@ -88,7 +88,7 @@ def _port(text: str) -> int:
     return value
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         NAME,
         description="A client for the gateway: authenticates, initialises, lists the tools and calls one.",
@@ -119,7 +119,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--timeout", type=_seconds, default=10.0, metavar="S",
         help="for connecting, and after the end of stdin for the answers still in flight (default: %(default)g)",
     )  # fmt: skip
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _add_url(parser: argparse.ArgumentParser) -> None:

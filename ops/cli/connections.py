@@ -16,6 +16,7 @@ from rich.table import Table
 from .api import Api, add_options, find
 from .failure import ClientFailure, UsageError
 from .operate import console, ended, print_json, seconds, table
+from .version import version
 
 NAME: Final = "mcp-connections"
 _FIELDS: Final = (
@@ -28,11 +29,12 @@ _TITLES: Final = ("id", "transport", "peer", "principal", "age", "idle", "in", "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 usage, 3 the token is missing or wrong, 4 out of reach."""
-    return ended(NAME, lambda: _command(_parser().parse_args(arguments)))
+    return ended(NAME, lambda: _command(parser().parse_args(arguments)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=NAME, description="List the live client connections.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     add_options(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON array; with --watch, one a line")
     parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")

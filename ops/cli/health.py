@@ -13,6 +13,7 @@ from .api import Api, Reply, add_options, find
 from .failure import Refused, Unreachable
 from .operate import console, ended, print_json, seconds, table
 from .terminal import printable
+from .version import version
 
 NAME: Final = "mcp-health"
 _EXIT: Final = {"healthy": 0, "degraded": 1, "unhealthy": 2}
@@ -20,11 +21,12 @@ _DOWN: Final = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return ended(NAME, lambda: _command(_parser().parse_args(arguments)))
+    return ended(NAME, lambda: _command(parser().parse_args(arguments)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=NAME, description="Show the health of the gateway and its parts.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the gateway's own document")
     parser.epilog = "Exit codes: 0 healthy, 1 degraded, 2 down or out of reach."

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of ``revoke`` also: 1 not done, 3 the admin token is missing or wrong, 4 the gateway is out of reach.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     commands = {"issue": _issue, "inspect": _inspect, "revoke": _revoke}
     try:
         return commands[options.command](options, os.environ)
@@ -60,8 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failure.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(NAME, description="Make, look into and revoke tokens of the gateway.")
+    parser.epilog = (
+        "Exit codes: 0 done, 1 not done, or the token breaks a rule, 2 usage, 3 the admin token is missing or wrong, "
+        "4 out of reach."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="issue|inspect|revoke")
 

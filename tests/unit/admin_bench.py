@@ -175,7 +175,7 @@ async def read(wire: trio.SocketStream, protocol: h11.Connection) -> Reply:
 
 @asynccontextmanager
 async def bench(
-    settings: Settings = SETTINGS, *, down: tuple[str, ...] = (), host: str = "127.0.0.1"
+    settings: Settings = SETTINGS, *, down: tuple[str, ...] = (), host: str = "127.0.0.1", within_s: float = 20
 ) -> AsyncIterator[Bench]:
     """Admin and its neighbours, up; ``down`` names those that are not. Everything is gone afterwards."""
     names = (*ACTORS, "supervisor")
@@ -196,7 +196,7 @@ async def bench(
         renew=lambda: None,
         listeners=[Listener("health", sock)],
     )
-    with trio.fail_after(20):
+    with trio.fail_after(within_s):
         async with trio.open_nursery() as nursery:
             await nursery.start(exchange.run)
             actors = {name: StandIn(name, exchange) for name in names}

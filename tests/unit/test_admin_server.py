@@ -238,7 +238,8 @@ async def test_actors_is_the_supervisors_tree() -> None:
     """503 before it has told one."""
     async with bench() as made:
         assert (await made.request("GET", "/admin/v1/actors", token=ADMIN_TOKEN)).status == 503
-        actor = {"name": "auth", "state": "up", "incarnation": 2, "restarts": 1}
+        mailbox = {"queued": 1, "received": 2, "refused": 3}
+        actor = {"name": "auth", "state": "up", "incarnation": 2, "restarts": 1, "mailbox": mailbox}
         worker = {"name": "policy", "role": "policy", "pid": 9, "state": "up", "incarnation": 1, "restarts": 0,
                   "rss_kb": 100, "actors": [actor]}
         made.tree(workers=[worker], something_new=1)
@@ -260,7 +261,7 @@ async def settled_tree(made: Bench) -> None:
     [
         ("POST", "/livez", 405, "GET, HEAD"),
         ("DELETE", "/health", 405, "GET, HEAD"),
-        ("GET", "/", 404, None),
+        ("GET", "/none", 404, None),
         ("GET", "/health/", 404, None),
         ("GET", "/../etc/passwd", 404, None),
     ],

@@ -249,3 +249,17 @@ def test_follow_goes_on_over_rotation(place: Place, follower: subprocess.Popen[s
     place.active.rename(place.logs / "security-audit.log.moved")
     place.write(event(4, reason="after"))
     assert [next_reason() for _ in range(21)][-1] == "after"
+
+
+def test_the_directories_are_those_of_the_gateway_beside_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the environment or the .env in the working directory, as the gateway reads them; options come first."""
+    place.write(event(1))
+    monkeypatch.delenv("AUDIT_LOG_DIR", raising=False)
+    monkeypatch.delenv("STATE_DIR", raising=False)
+    monkeypatch.chdir(place.logs.parent)
+    (place.logs.parent / ".env").write_text(f"AUDIT_LOG_DIR={place.logs}\nSTATE_DIR=state\n")
+    assert audit.main(["verify"]) == 0
+    assert "intact" in capsys.readouterr().out
+    assert audit.main(["--log-dir", "none", "verify"]) == 2
