@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -39,7 +40,8 @@ def run(seed: int, plan: Plan, *, only: tuple[str, ...], keep: Path | None) -> d
             keep.mkdir(parents=True, exist_ok=True)
             (keep / "gateway.log").write_text("".join(arena.log))
             (keep / "report.json").write_text(json.dumps(document, indent=1))
-            Path(name, "executed").rename(keep / "executed")
+            for kept in ("executed", "audit"):
+                shutil.move(Path(name, kept), keep)
     return document
 
 

@@ -38,6 +38,7 @@ TOGETHER: Final = 3
 
 HONEST: Final = 18
 GREEDY: Final = 2
+PRIVATE_CLIENTS: Final = frozenset({6, 7, 13, 14})  # have a server process each
 _WAYS: Final[tuple[Way, ...]] = ("static", "jwt", "session", "ticket", "certificate", "access")
 
 Ending = Literal["quiet", "busy", "killed"]
@@ -102,12 +103,16 @@ class Arena:
         )
 
     def _write_configuration(self) -> None:
-        for name in ("stdio", "tcp"):
+        for name in ("stdio", "tcp", judge.PRIVATE):
             self.upstreams.be(name, "well")
-        stdio = {
-            "command": sys.executable, "args": self.upstreams.arguments("stdio"), "env": {"PYTHONPATH": str(ROOT)},
+        servers: dict[str, dict[str, object]] = {
+            name: {
+                "command": sys.executable, "args": self.upstreams.arguments(name), "env": {"PYTHONPATH": str(ROOT)},
+            }
+            for name in ("stdio", judge.PRIVATE)
         }  # fmt: skip
-        servers = {"stdio": stdio, "tcp": {"url": f"tcp://127.0.0.1:{self.upstreams.tcp_port}"}}
+        servers[judge.PRIVATE]["instance"] = "per-session"
+        servers["tcp"] = {"url": f"tcp://127.0.0.1:{self.upstreams.tcp_port}"}
         (self.directory / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
         rules = {"rules": [{"name": "no-villains", "effect": "deny", "tool": [f"{MARK}*"]}]}
         (self.directory / "policy.json").write_text(json.dumps(rules))
@@ -215,6 +220,8 @@ class Arena:
                 identity, self.ledger, self.place, random.Random(self.random.random()), ws,
                 server=("stdio", "tcp")[number // 2 % 2],
             )  # fmt: skip
+            if number in PRIVATE_CLIENTS:
+                client.server = judge.PRIVATE
             if identity in self.greedy:
                 client.pause_s, client.depth = 0.02, 8
             elif identity.way in ("static", "jwt") and number % 5 == 0:

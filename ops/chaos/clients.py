@@ -177,6 +177,9 @@ class Client:
             self.ledger.attempted(self.name, began_ns, "ended")
         except Refused as refused:
             self.ledger.attempted(self.name, began_ns, f"refused: {refused.code}")
+            if refused.code == 401 and self.identity.way == "ticket":
+                # What a crash did to its ticket counts as a failure of its address; three of them block that.
+                self.identity.source = f"127.4.{self.random.randint(0, 255)}.{self.random.randint(1, 254)}"
             await trio.sleep(0.2)
         except trio.TooSlowError:
             self.ledger.attempted(self.name, began_ns, "no answer")
@@ -188,7 +191,7 @@ class Client:
     def _cut(self, ended: Ended) -> None:
         self.ledger.counts["connections cut"] += 1
         if not self.pace:
-            kind = "proxied" if self.proxied else "direct"
+            kind = "proxied" if self.proxied else self.server
             self.ledger.cuts.append((time.monotonic_ns(), kind, self.name, str(ended)))
 
     async def _use(self, opened: Wire) -> None:

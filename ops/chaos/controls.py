@@ -37,10 +37,10 @@ CONTROLS: Final = {
     "incarnations": Control(
         "an acceptor's numbers begin anew with each incarnation, and nobody notices",
         (
-            ("upstream-late", "stdio", 3.0, 0.2), ("kill", "edge.0", 0.0, 0.0), ("kill", "edge.1", 0.0, 0.0),
-            ("upstream-late", "stdio", 3.0, 0.2), ("kill", "edge.0", 0.0, 0.0), ("kill", "edge.1", 0.0, 0.0),
+            ("kill", "edge.0", 0.0, 1.0), ("kill", "edge.1", 0.0, 0.5), ("kill", "edge.0", 0.0, 1.0),
+            ("kill", "edge.1", 0.0, 0.5),
         ),
-        frozenset({"foreign-answer"}),
+        frozenset({"mixed-sessions", "left-behind", "foreign-answer"}),
     ),
     "leases": Control(
         "what was spent of a lease is forgotten", (("reload", "supervisor", 0.0, 3.0),), frozenset({"over-limit"})

@@ -180,7 +180,7 @@ class Injector:
             await trio.sleep(self.random.uniform(0, 0.3))
             self.upstreams.start()
             return
-        servers = self.gateway.servers()
+        servers = [server for server in self.gateway.servers() if "--name stdio" in server.command]
         if not servers:
             done.note = "it was not there"
         for server in servers:

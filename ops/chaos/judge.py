@@ -12,7 +12,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +21,14 @@ import attrs
 from . import processes
 from .gateway import ROOT, Gateway, listens
 from .hostile import MARK
-from .ledger import Call, Execution, Injected, Ledger, executions
+from .ledger import Attempt, Call, Execution, Injected, Ledger, executions
 from .plan import BY_NAME, EDGES, HOMES
 
 FINDINGS: Final = {
     "refused-connection": "the kernel refused a connection: nobody listened",
     "unanswered": "neither an answer nor an error came, on a connection that lives",
     "foreign-answer": "an answer came that was another's, or that nobody asked for, or twice",
+    "mixed-sessions": "a server that is one client's alone was used by another",
     "wrong-error": "an error came that nothing justifies",
     "timed-out": "a call ran into its timeout although nothing hung",
     "invented-answer": "an answer came to a call that no server executed",
@@ -49,11 +50,14 @@ FINDINGS: Final = {
 }
 """The judge's words."""
 
+PRIVATE: Final = "own"
+"""The upstream of which each client has a process of its own."""
+
 SETTLING_S = 8.0
 """After a fault that takes a worker down: until everything of it has been noticed everywhere."""
 
 _REVOKED_WITHIN_S = 1.0
-_SLACK_S = 1.5  # of a loaded machine, on top of what is promised
+_SLACK_S = 4.0  # of a loaded machine, on top of what is promised
 _TAKES_WORKERS_DOWN = frozenset({"kill", "abort", "stop", "block", "spin"})
 _STRAINS = frozenset({"descriptors", "full-disk", "pause", "answer-late"})
 _DEATH_BED_S = 6.0
@@ -101,6 +105,8 @@ class Judge:
                 self._find("unauthorised", f"{run.upstream} executed {run.name}", run.when_ns)
             elif run.name not in self.ledger.calls:
                 self._find("foreign-answer", f"{run.upstream} executed {run.name}, which nobody sent", run.when_ns)
+        for pid, name, other in _shared([run for run in runs if run.upstream == PRIVATE]):
+            self._find("mixed-sessions", f"server {pid} ran {name} and {other}")
         for name, count in counted.items():
             if count > 1:
                 self._find("executed-twice", f"{name}: {count} times")
@@ -149,6 +155,8 @@ class Judge:
                 continue  # nobody is there, and that is right
             if attempt.outcome == "connection refused":
                 self._find("refused-connection", attempt.client, attempt.began_ns)
+            elif attempt.outcome == "refused: 401" and "ticket" in attempt.client and self._voids_tickets(attempt):
+                self.ledger.counts["tickets voided by a crash"] += 1
             elif attempt.outcome in ("refused: 401", "refused: 403"):
                 self._find("session-ended", f"{attempt.client}: {attempt.outcome}", attempt.ended_ns)
             elif attempt.outcome == "no answer":
@@ -159,6 +167,7 @@ class Judge:
                 for fault in faults
                 if takes_down(fault, EDGES)
                 or (fault.kind in _STRAINS and of_worker(fault) in EDGES)
+                or (kind == PRIVATE and of_worker(fault) == "bridge")
                 or (kind == "proxied" and fault.kind.startswith("net-"))
                 or fault.kind == "restart"
             )
@@ -170,6 +179,15 @@ class Judge:
             strained = any(fault.overlaps(revoked_ns, ended_ns) for fault in faults)
             if took_s > _REVOKED_WITHIN_S + _SLACK_S + (5.0 if strained else 0.0):
                 self._find("revocation-forgotten", f"a live connection ended only {took_s:.1f} s after it", ended_ns)
+
+    def _voids_tickets(self, attempt: Attempt) -> bool:
+        """A ticket lives in auth's memory, and is used up by the question that a crashed acceptor asks again."""
+        return any(
+            of_worker(fault) in ("policy", *EDGES)
+            and fault.kind in (_TAKES_WORKERS_DOWN | {"raise"})
+            and fault.overlaps(attempt.began_ns, attempt.ended_ns, SETTLING_S)
+            for fault in self.ledger.faults
+        )
 
     def workers(self, gateway: Gateway) -> None:
         """A worker that goes down without a reason is a fault of its own."""
@@ -222,6 +240,15 @@ class Judge:
         self.ledger.find(what, detail, when_ns)
 
 
+def _shared(runs: Sequence[Execution]) -> Iterator[tuple[int, str, str]]:
+    """Processes that ran calls of two clients: which, and one call of each."""
+    first: dict[int, str] = {}
+    for run in runs:
+        known = first.setdefault(run.pid, run.name)
+        if known.partition(".")[0] != run.name.partition(".")[0]:
+            yield run.pid, known, run.name
+
+
 def _fullest(spans: Sequence[tuple[int, int]], length_ns: int) -> tuple[int, int]:
     """Of all windows of that length, the most spans that lie wholly in one, and where it begins."""
     best, where = 0, 0
@@ -263,9 +290,12 @@ def left_behind(before: Footprint, now: Footprint) -> list[str]:
 
 
 def processes_left(gateway: Gateway, expected: int) -> list[str]:
-    """Worker processes beyond those that there should be."""
+    """Worker processes beyond those that there should be, and servers of clients that have gone."""
     living = gateway.interpreters()
     known = set(gateway.workers.values())
+    private = [process for process in gateway.servers() if f"--name {PRIVATE}" in process.command]
+    if private:
+        return [f"server process {process.pid}, whose client has gone" for process in private]
     if len(living) <= expected:
         return []
     strays = [process for process in living if process.pid not in known]

@@ -77,6 +77,7 @@ class Execution:
 
     when_ns: int
     upstream: str
+    pid: int
     name: str
 
 
@@ -115,6 +116,6 @@ def executions(path: Path) -> list[Execution]:
     """The upstreams' ledger."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        when, upstream, name = line.split(" ", 2)
-        found.append(Execution(int(when), upstream, name))
+        when, upstream, pid, name = line.split(" ", 3)
+        found.append(Execution(int(when), upstream, int(pid), name))
     return found

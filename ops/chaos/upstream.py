@@ -12,7 +12,7 @@ It answers ``tools/call`` with the tool's name. How, the word in the file ``--mo
 ``die``      it executes the call, and ends
 ``torn``     it executes the call, writes half of the answer, and ends
 
-Over TCP (``--tcp PORT``) "ends" means the connection. The ledger has a line ``MONOTONIC_NS UPSTREAM NAME`` for each
+Over TCP (``--tcp PORT``) "ends" means the connection. The ledger has a line ``MONOTONIC_NS UPSTREAM PID NAME`` for each
 call, in one write, before its answer. Standard library only.
 """
 
@@ -113,7 +113,7 @@ class _Server:
             return
         params = message["params"]
         name = str(params["name"])
-        os.write(self._ledger, f"{time.monotonic_ns()} {self._name} {name}\n".encode())
+        os.write(self._ledger, f"{time.monotonic_ns()} {self._name} {os.getpid()} {name}\n".encode())
         pad = "x" * int(params.get("arguments", {}).get("pad", 0))
         content = [{"type": "text", "text": name}] + ([{"type": "text", "text": pad}] if pad else [])
         line = _line(message["id"], {"content": content})

@@ -7,6 +7,7 @@ The directory is beside the state directory.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -50,10 +51,13 @@ def _hurt(main: Callable[[Context], Awaitable[None]]) -> Callable[[Context], Awa
         async def watch() -> None:
             global _wrong_ns
             while True:
-                _wrong_ns = int(clock.read_text() or 0) * 1_000_000_000
-                if fuse.exists():
-                    what = fuse.read_text().split()
-                    fuse.unlink()
+                what = []
+                with contextlib.suppress(OSError):  # another fault may leave it without descriptors
+                    _wrong_ns = int(clock.read_text() or 0) * 1_000_000_000
+                    if fuse.exists():
+                        what = fuse.read_text().split()
+                        fuse.unlink()
+                if what:
                     if what[0] == "late":
                         late[:] = float(what[1]), trio.current_time() + float(what[2])
                     else:
