@@ -231,8 +231,9 @@ class Judge:
 
     def _lost_with_its_edge(self, when_ns: int) -> bool:
         return any(
-            takes_down(fault, EDGES) and fault.overlaps(when_ns, when_ns + int(_DEATH_BED_S * 1e9), 1.0)
+            fault.overlaps(when_ns, when_ns + int(_DEATH_BED_S * 1e9), 1.0)
             for fault in self.ledger.faults
+            if takes_down(fault, EDGES) or (fault.kind == "restart" and fault.target == "killed")
         )
 
     def _find(self, what: str, detail: str, when_ns: int = 0) -> None:

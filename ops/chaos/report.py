@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter, defaultdict
 from typing import Any
@@ -25,6 +26,8 @@ def document(arena: Arena, took_s: float) -> dict[str, Any]:
         "green": not ledger.findings,
         "faults": arena.done,
         "lives": arena.lives,
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "processors": len(os.sched_getaffinity(0)),
         "seconds": round(took_s, 1),
         "calls": len(ledger.calls),
         "outcomes": dict(Counter(f"{call.outcome} {call.code or ''}".strip() for call in ledger.calls.values())),
@@ -58,7 +61,8 @@ def text(document: dict[str, Any]) -> str:
     """For people."""
     lines = [
         f"seed {document['seed']}: {document['faults']} faults in {document['lives']} lives of the gateway, "
-        f"{document['calls']} calls, {document['seconds']:.0f} s",
+        f"{document['calls']} calls, {document['seconds']:.0f} s; {document['processors']} processors, load average "
+        f"{document['load'][0]:.1f}",
         "",
         f"{'fault':32} {'n':>4} {'median s':>9} {'worst s':>9}",
     ]
