@@ -98,10 +98,7 @@ class AuditRing:
         """
         ring = keep.get(_KEPT)
         if isinstance(ring, cls):
-            # The answer to what was under way was the predecessor's to take. Audit knows what it has written already.
-            ring._sent = 0
-            ring._idle = None
-            ring.policy = policy
+            ring._take_over(policy)  # noqa: SLF001 - of this very class
             return ring
         ring = keep[_KEPT] = cls(address, source, capacity, policy)
         return ring
@@ -170,6 +167,12 @@ class AuditRing:
             dropped=self._dropped,
             failing=self._failing,
         )
+
+    def _take_over(self, policy: OnFull) -> None:
+        # The answer to what was under way was the predecessor's to take. Audit knows what it has written already.
+        self._sent = 0
+        self._idle = None
+        self.policy = policy
 
     def _append(self, event: AuditEvent) -> None:
         if len(self._waiting) >= self._capacity:

@@ -137,6 +137,7 @@ class Arena:
             "MAX_CONCURRENT_SESSIONS": "100000",
             "CIRCUITBREAKER_TIMEOUT": str(CALL_TIMEOUT_MS),
             "CIRCUITBREAKER_RESET_TIMEOUT": "300",
+            "HEARTBEAT_TIMEOUT_MS": str(int(judge.HEARTBEAT_S * 1000)),
             "WRITE_TIMEOUT_MS": "3000",
             "DRAIN_TIMEOUT_MS": "4000",
             "WORKERS": "2",

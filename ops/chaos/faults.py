@@ -23,7 +23,7 @@ from .clients import Identity, Place, enter, request
 from .gateway import ROOT, Gateway
 from .ledger import Injected, Ledger
 from .network import Network, Weather
-from .plan import Fault
+from .plan import TAKES_DOWN, Fault
 from .wire import Ended, Refused
 
 STORM = 120
@@ -33,6 +33,7 @@ SLOW = 6
 """Clients."""
 
 _PAD = 60_000
+_REPLACED_WITHIN_S = 20.0
 
 
 @attrs.define(eq=False)
@@ -91,6 +92,7 @@ class Injector:
         done = Injected(fault.number, fault.kind, fault.target, time.monotonic_ns())
         self.ledger.faults.append(done)
         name = fault.kind.replace("-", "_")
+        incarnation = self.gateway.incarnations.get(fault.worker, 0)
         try:
             if fault.kind.startswith("upstream-") and fault.kind != "upstream-kill":
                 await self._mood(fault)
@@ -100,6 +102,11 @@ class Injector:
                 await getattr(self, f"_{name}")(fault, done)
         finally:
             done.ended_ns = time.monotonic_ns()
+        if fault.kind in TAKES_DOWN and fault.worker and not done.note:
+            with trio.move_on_after(_REPLACED_WITHIN_S):
+                while self.gateway.incarnations.get(fault.worker, 0) <= incarnation:
+                    await trio.sleep(0.01)
+                done.replaced_s = (time.monotonic_ns() - done.began_ns) / 1e9
         return done
 
     # --- processes

@@ -22,7 +22,7 @@ from . import processes
 from .gateway import ROOT, Gateway, listens
 from .hostile import MARK
 from .ledger import Attempt, Call, Execution, Injected, Ledger, executions
-from .plan import BY_NAME, EDGES, HOMES
+from .plan import BY_NAME, EDGES, HOMES, TAKES_DOWN
 
 FINDINGS: Final = {
     "refused-connection": "the kernel refused a connection: nobody listened",
@@ -56,9 +56,12 @@ PRIVATE: Final = "own"
 SETTLING_S = 8.0
 """After a fault that takes a worker down: until everything of it has been noticed everywhere."""
 
+HANGS: Final = frozenset({"stop", "block", "spin"})
+HEARTBEAT_S: Final = 3.0
+"""How the gateway is configured."""
+
 _REVOKED_WITHIN_S = 1.0
 _SLACK_S = 4.0  # of a loaded machine, on top of what is promised
-_TAKES_WORKERS_DOWN = frozenset({"kill", "abort", "stop", "block", "spin"})
 _STRAINS = frozenset({"descriptors", "full-disk", "pause", "answer-late"})
 _DEATH_BED_S = 6.0
 """Records that an edge had not handed over when it was killed are lost with it: those of its last seconds, if audit
@@ -79,7 +82,7 @@ def of_worker(fault: Injected) -> str:
 
 def takes_down(fault: Injected, workers: Sequence[str]) -> bool:
     """Whether it rightly ends the process of one of these."""
-    return fault.kind in _TAKES_WORKERS_DOWN and of_worker(fault) in workers
+    return fault.kind in TAKES_DOWN and of_worker(fault) in workers
 
 
 @attrs.define(eq=False)
@@ -173,6 +176,11 @@ class Judge:
             )
             if not excused:
                 self._find("connection-cut", f"{client}: {how}", when_ns)
+        for fault in faults:
+            if fault.kind in HANGS and fault.alone and fault.replaced_s is not None:
+                bound_s = 2 * HEARTBEAT_S + _SLACK_S
+                if fault.replaced_s > bound_s:
+                    self._find("not-recovered", f"{fault.kind} {fault.target}: replaced after {fault.replaced_s:.1f} s")
         for revoked_ns, ended_ns in self.ledger.endings:
             took_s = (ended_ns - revoked_ns) / 1e9
             self.ledger.counts["revoked connections ended"] += 1
@@ -184,7 +192,7 @@ class Judge:
         """A ticket lives in auth's memory, and is used up by the question that a crashed acceptor asks again."""
         return any(
             of_worker(fault) in ("policy", *EDGES)
-            and fault.kind in (_TAKES_WORKERS_DOWN | {"raise"})
+            and fault.kind in (TAKES_DOWN | {"raise"})
             and fault.overlaps(attempt.began_ns, attempt.ended_ns, SETTLING_S)
             for fault in self.ledger.faults
         )
@@ -195,7 +203,7 @@ class Judge:
             aimed = any(
                 fault.covers(death.when_ns, SETTLING_S)
                 for fault in self.ledger.faults
-                if of_worker(fault) == death.worker and fault.kind in (_TAKES_WORKERS_DOWN | _STRAINS)
+                if of_worker(fault) == death.worker and fault.kind in (TAKES_DOWN | _STRAINS)
             )
             if not aimed:
                 self._find("worker-lost", f"{death.worker}: {death.reason}", death.when_ns)

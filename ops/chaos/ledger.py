@@ -52,6 +52,7 @@ class Injected:
     recovery_s: float | None = None
     note: str = ""
     alone: bool = True
+    replaced_s: float | None = None  # of a fault that takes a worker down: until the next one was up
 
     def covers(self, when_ns: int, margin_s: float) -> bool:
         end = self.ended_ns or time.monotonic_ns()

@@ -71,7 +71,9 @@ KINDS: Final = (
 )
 BY_NAME: Final = {kind.name: kind for kind in KINDS}
 
-_ENDS_CONNECTIONS = frozenset({"kill", "abort", "stop", "block", "spin"})
+TAKES_DOWN: Final = frozenset({"kill", "abort", "stop", "block", "spin"})
+"""Kinds that end the process of a worker."""
+
 _TOGETHER = 0.15
 """How often a fault is followed at once by the next one."""
 
@@ -94,10 +96,6 @@ class Fault:
         """Whose process it hurts; empty for none."""
         return HOMES.get(self.target, self.target) if self.target in (*WORKERS, *ACTORS) else ""
 
-    @property
-    def kills_edge(self) -> bool:
-        """Whether the connections of an edge worker end with it."""
-        return self.kind in _ENDS_CONNECTIONS and self.worker in EDGES
 
 
 def draw(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from .arena import Arena
-from .judge import FINDINGS
+from .judge import FINDINGS, of_worker
 
 
 def document(arena: Arena, took_s: float) -> dict[str, Any]:
     """Everything, in JSON's types."""
     ledger = arena.ledger
     recoveries: dict[str, list[float]] = defaultdict(list)
+    replaced: dict[str, list[float]] = defaultdict(list)
     kinds: Counter[str] = Counter()
     for fault in ledger.faults:
         kinds[f"{fault.kind} {fault.target}"] += 1
+        if fault.replaced_s is not None:
+            replaced[f"{fault.kind} {of_worker(fault)}"].append(fault.replaced_s)
         if fault.recovery_s is not None and not fault.note:
             what = f"{fault.kind} {fault.target}" if fault.alone else "several at once"
             recoveries[what].append(fault.recovery_s)
@@ -32,10 +36,8 @@ def document(arena: Arena, took_s: float) -> dict[str, Any]:
         "calls": len(ledger.calls),
         "outcomes": dict(Counter(f"{call.outcome} {call.code or ''}".strip() for call in ledger.calls.values())),
         "counts": dict(sorted(ledger.counts.items())),
-        "recovery_s": {
-            kind: {"n": len(times), "median": round(statistics.median(times), 3), "worst": round(max(times), 3)}
-            for kind, times in sorted(recoveries.items())
-        },
+        "recovery_s": _summary(recoveries),
+        "replaced_s": _summary(replaced),
         "kinds": dict(sorted(kinds.items())),
         "memory": arena.memory,
         "findings": [
@@ -53,6 +55,13 @@ def document(arena: Arena, took_s: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _summary(times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {
+        kind: {"n": len(row), "median": round(statistics.median(row), 3), "worst": round(max(row), 3)}
+        for kind, row in sorted(times.items())
+    }
+
+
 def _after(arena: Arena, when_ns: int) -> float:
     return round(when_ns / 1e9 - arena.began, 3)
 
@@ -64,10 +73,12 @@ def text(document: dict[str, Any]) -> str:
         f"{document['calls']} calls, {document['seconds']:.0f} s; {document['processors']} processors, load average "
         f"{document['load'][0]:.1f}",
         "",
-        f"{'fault':32} {'n':>4} {'median s':>9} {'worst s':>9}",
     ]
-    for kind, row in document["recovery_s"].items():
-        lines.append(f"{kind:32} {row['n']:4} {row['median']:9.2f} {row['worst']:9.2f}")
+    for title, rows in (("new clients served after", "recovery_s"), ("worker replaced after", "replaced_s")):
+        lines.append(f"{title:32} {'n':>4} {'median s':>9} {'worst s':>9}")
+        for kind, row in document[rows].items():
+            lines.append(f"{kind:32} {row['n']:4} {row['median']:9.2f} {row['worst']:9.2f}")
+        lines.append("")
     lines += ["", *(f"{what:40} {count}" for what, count in {**document["outcomes"], **document["counts"]}.items()), ""]
     found = Counter(finding["what"] for finding in document["findings"])
     for what, count in found.items():

@@ -64,7 +64,8 @@ async def test_sigterm_loses_no_answer(start_gateway: Any) -> None:
 
 async def test_the_end_of_the_drain_is_no_silence(start_gateway: Any) -> None:
     """Calls that outlast DRAIN_TIMEOUT_MS are answered before their connections end (502: the server has them, and
-    nobody knows what becomes of them), WebSockets with 1001; and every newcomer of that time is answered or refused, not reset."""
+    nobody knows what becomes of them), WebSockets with 1001; and every newcomer of that time is answered or refused,
+    not reset."""
     gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=PLENTY | {"DRAIN_TIMEOUT_MS": "2000"}))
     newcomers: Counter[str] = Counter()
 
