@@ -21,8 +21,8 @@ from .plan import Fault
 
 @attrs.frozen
 class Control:
-    """``faults``: (kind, target, seconds, gap_s). ``expected``: one of these findings has to come; where it is not about
-    what is left behind, the end of the gateway is not looked at."""
+    """``faults``: (kind, target, seconds, gap_s). ``expected``: one of these findings has to come. Where none of them is
+    about what is left behind, the end of the gateway is not looked at."""
 
     means: str
     faults: tuple[tuple[str, str, float, float], ...]
