@@ -21,7 +21,7 @@ from .plan import Fault
 
 @attrs.frozen
 class Control:
-    """``faults``: (kind, target, seconds, gap_s). ``expected``: one of these findings has to come. Where none of them is
+    """``faults``: (kind, target, seconds, gap_s). ``expected``: one of these findings has to come. If none of them is
     about what is left behind, the end of the gateway is not looked at."""
 
     means: str
