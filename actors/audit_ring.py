@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -41,6 +41,7 @@ _AGAIN_NS = 50_000_000
 # whole, and keeps a batch under a few megabytes.
 LONGEST_TEXT = 1024
 LONGEST_DETAIL = 16
+_KEPT = "audit ring"
 
 
 @attrs.frozen
@@ -89,6 +90,21 @@ class AuditRing:
         self._events: dict[str, int] = {}
         self._gap = 0  # dropped since the last gap record
         self._idle: trio.Event | None = None
+
+    @classmethod
+    def kept(
+        cls, keep: dict[str, Any], address: Address, source: str, capacity: int = 8192, policy: OnFull = "block"
+    ) -> AuditRing:
+        """The ring of an actor's predecessor that crashed, with what it had not handed over; otherwise a new one.
+
+        ``keep`` is the actor's ``Context.keep``.
+        """
+        ring = keep.get(_KEPT)
+        if isinstance(ring, cls):
+            ring._take_over(policy)  # noqa: SLF001 - of this very class
+            return ring
+        ring = keep[_KEPT] = cls(address, source, capacity, policy)
+        return ring
 
     @property
     def full(self) -> bool:
@@ -167,6 +183,12 @@ class AuditRing:
             lag_ns=max(0, time.time_ns() - self._waiting[0].time_ns) if self._waiting else 0,
             events=dict(self._events),
         )
+
+    def _take_over(self, policy: OnFull) -> None:
+        # The answer to what was under way was the predecessor's to take. Audit knows what it has written already.
+        self._sent = 0
+        self._idle = None
+        self.policy = policy
 
     def _append(self, event: AuditEvent) -> None:
         if len(self._waiting) >= self._capacity:

@@ -501,7 +501,8 @@ class Dispatch:
         for number in list(connection.calls):
             call = connection.calls[number]
             if call.deadline_ns:  # an open-ended request ends with its connection
-                self.hub.answers.fail(connection, number, 503, "draining", sent=True, retry_ms=RETRY_MS)
+                # Not 503: the server has it, and who tries again would have it run twice.
+                self.hub.answers.fail(connection, number, 502, "draining", sent=True, retry_ms=0)
         if connection.transport == "ws":
             self.hub.close(connection, 1001, "going away")
         elif connection.stage is Stage.OPEN:

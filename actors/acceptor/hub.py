@@ -138,7 +138,8 @@ class Hub:
         self.faults = 0
 
         self.limiter = context.address("limiter")
-        self.audit = AuditRing(
+        self.audit = AuditRing.kept(
+            context.keep,
             context.address("audit"),
             f"{context.name}.{context.incarnation}",
             capacity=8192,

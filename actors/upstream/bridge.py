@@ -106,8 +106,8 @@ class Bridge:
         self._counted: dict[str, int] = {}
         self._account = open_account(context.ledger)
         self._heavy = False  # what the servers' input holds is worth counting
-        self._audit = AuditRing(
-            context.address("audit"), context.name, AUDIT_CAPACITY, context.settings.audit_on_full
+        self._audit = AuditRing.kept(
+            context.keep, context.address("audit"), context.name, AUDIT_CAPACITY, context.settings.audit_on_full
         )
         self._breaker = context.address("breaker")
         self._outlets = {

@@ -63,8 +63,9 @@ async def test_sigterm_loses_no_answer(start_gateway: Any) -> None:
 
 
 async def test_the_end_of_the_drain_is_no_silence(start_gateway: Any) -> None:
-    """Calls that outlast DRAIN_TIMEOUT_MS are answered with an error before their connections end, WebSockets with
-    1001; and every newcomer of that time is answered or refused, not reset."""
+    """Calls that outlast DRAIN_TIMEOUT_MS are answered before their connections end (502: the server has them, and
+    nobody knows what becomes of them), WebSockets with 1001; and every newcomer of that time is answered or refused,
+    not reset."""
     gateway = await trio.to_thread.run_sync(lambda: start_gateway(environment=PLENTY | {"DRAIN_TIMEOUT_MS": "2000"}))
     newcomers: Counter[str] = Counter()
 
@@ -95,8 +96,8 @@ async def test_the_end_of_the_drain_is_no_silence(start_gateway: Any) -> None:
             nursery.start_soon(knock)
             for client in (ws, tcp):
                 answer = await client.answer_to(b"1")
-                assert answer["error"]["code"] == 503
-                assert answer["error"]["data"]["reason"] == "draining"
+                assert answer["error"]["code"] == 502
+                assert answer["error"]["data"] == {"reason": "draining", "sent": True}
             with pytest.raises(ConnectionClosed) as closed:
                 await ws.next()
             assert closed.value.reason.code == 1001
