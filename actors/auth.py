@@ -405,7 +405,9 @@ class _Posted:
 
 async def main(context: Context) -> None:
     """The actor ``auth``. Raises StoreUnusable when sessions and revocations can't be read."""
-    ring = AuditRing(context.address("audit"), context.name, policy=context.settings.audit_on_full)
+    ring = AuditRing.kept(
+        context.keep, context.address("audit"), context.name, policy=context.settings.audit_on_full
+    )
     posted = _Posted()
     loop = trio.lowlevel.current_trio_token()
     store = SessionStore(context.settings.state_dir, lambda call: loop.run_sync_soon(posted.add, call))

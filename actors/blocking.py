@@ -91,7 +91,9 @@ class Blocking:
             )
         )
         self.blocks = Blocks(settings.block_duration)
-        self.audit = AuditRing(context.address("audit"), context.name, policy=settings.audit_on_full)
+        self.audit = AuditRing.kept(
+            context.keep, context.address("audit"), context.name, policy=settings.audit_on_full
+        )
         self.offences = 0
         self.store_errors = 0
         self._record = record

@@ -382,7 +382,9 @@ def _rules(settings: Settings) -> CircuitRules:
 
 async def main(context: Context) -> None:
     """The actor ``breaker``."""
-    ring = AuditRing(context.address("audit"), context.name, policy=context.settings.audit_on_full)
+    ring = AuditRing.kept(
+        context.keep, context.address("audit"), context.name, policy=context.settings.audit_on_full
+    )
     breaker = Breaker(context, ring, time.monotonic_ns())
 
     async def tick_on() -> None:

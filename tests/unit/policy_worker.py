@@ -32,6 +32,7 @@ class Worker:
         self._incarnations: dict[str, int] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._ended: dict[str, trio.Event] = {}
+        self._keep: dict[str, dict[str, Any]] = {}  # by actor: what outlives its incarnations
 
     def open(self, name: str) -> Mailbox:
         """A mailbox under that name, with the test as its actor."""
@@ -59,6 +60,7 @@ class Worker:
             peers=self.exchange.peers,
             ready=ready.set,
             renew=lambda: None,
+            keep=self._keep.setdefault(name, {}),
         )
 
         async def run() -> None:
@@ -80,6 +82,11 @@ class Worker:
         """End an actor where it stands, without a chance to tidy up beyond its ``finally``."""
         self._scopes[name].cancel()
         await self._ended[name].wait()
+
+    async def kill_process(self, name: str) -> None:
+        """The actor, and what its worker process held for it."""
+        await self.kill(name)
+        del self._keep[name]
 
     async def drain(self, name: str) -> None:
         self.exchange.address(name).control(Drain(time.monotonic_ns() + WITHIN_NS))

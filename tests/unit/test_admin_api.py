@@ -65,7 +65,7 @@ def routes() -> tuple[Route, ...]:
     class _Context:
         settings = SETTINGS
 
-    return _table(State(_Context(), None, None, 0))  # type: ignore[arg-type]
+    return _table(State(_Context(), None, None, 0, None))  # type: ignore[arg-type]
 
 
 def described(path: str) -> str:

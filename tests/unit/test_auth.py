@@ -140,6 +140,17 @@ async def test_success_and_failure_are_audited_without_the_credential(tmp_path: 
         assert "guessed-secret" not in text
 
 
+async def test_a_crash_loses_no_record(tmp_path: Path) -> None:
+    """What auth had not handed over when it crashed, its next incarnation hands over."""
+    async with policy_worker(tmp_path, ws_auth_token=(WS,)) as worker:
+        await worker.start("auth", auth.main)
+        await worker.ask("auth", _authenticate("ws", "token", "wrong"))
+        await worker.kill("auth")
+        await worker.start("audit", audit.main)
+        await worker.start("auth", auth.main)
+        await eventually(lambda: "auth.failed" in _log(tmp_path))
+
+
 async def test_auth_drains(tmp_path: Path) -> None:
     """Drain ends it in order, with its events in the log."""
     async with policy_worker(tmp_path, ws_auth_token=(WS,)) as worker:

@@ -263,7 +263,7 @@ async def test_the_record_of_a_revocation_survives_what_its_answer_did(tmp_path:
         done = await worker.ask("auth", question)
         assert isinstance(done, Done)
         assert done.ok
-        await worker.kill("auth")
+        await worker.kill_process("auth")
         await worker.start("audit", audit.main)
         await worker.start("auth", auth.main)
         wanted = {"token.revoked"} | ({"session.ended"} if what != "token" else set())
@@ -275,7 +275,7 @@ async def test_the_record_of_a_revocation_survives_what_its_answer_did(tmp_path:
                 return int(database.execute("SELECT count(*) FROM records").fetchone()[0])
 
         await eventually(lambda: kept() == 0, within_s=20)
-        await worker.kill("auth")
+        await worker.kill_process("auth")
         await worker.start("auth", auth.main)
         await worker.describe("auth")
         assert {event: len(the_end(tmp_path, event)) for event in wanted} == dict.fromkeys(wanted, 1)
