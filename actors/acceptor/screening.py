@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from actors.policy import jsonrpc, pipeline
 from actors.policy.content import secrets
 from actors.policy.content.checks import CALL, Checks
-from actors.policy.content.screen import TooMuch
+from actors.policy.content.effort import LIGHT, Effort, TooMuch
 from actors.policy.jsonrpc import Refusal
 from ipc.messages import Envelope
 
@@ -24,6 +24,10 @@ log = logging.getLogger("portcullis.acceptor")
 
 _LONGEST_TEXT: Final = 128  # of a client's, in an audit record
 _LONGEST_POINTER: Final = 256
+# Of one turn: past it only what costs less than handing it over would is still looked at here, for however many
+# connections send at once, all the others wait for their sum.
+_A_TURN: Final = 4 * LIGHT
+_AT_LEAST: Final = 100_000
 
 
 class Screening:
@@ -34,6 +38,8 @@ class Screening:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self._turn_ns = 0
+        self._left = 0  # of the effort of that turn
         self.configure()
 
     def configure(self) -> None:
@@ -51,8 +57,12 @@ class Screening:
         if connection.parked_for == "validator":
             return False
         schema = self.schema(connection, envelope)
+        if now != self._turn_ns:
+            self._turn_ns, self._left = now, _A_TURN
+        allowed = max(_AT_LEAST, min(LIGHT, self._left))
+        effort = Effort(allowed)
         try:
-            findings, edits = self._checks.light(item.raw, envelope, schema)
+            findings, edits = self._checks.light(item.raw, envelope, schema, effort)
             if edits:
                 item.raw = jsonrpc.splice(item.raw, edits)
                 item.envelope = jsonrpc.parse_client(item.raw, max_depth=self.hub.settings.max_json_depth)
@@ -64,6 +74,8 @@ class Screening:
             return False
         except Refusal as refusal:
             item.refusal = refusal
+        finally:
+            self._left -= allowed - effort.left
         if self._checks.unusable:
             for what in self._checks.unusable:
                 log.warning("%s: %s", connection.upstream, what)

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from actors.policy.content import secrets
+from actors.policy.content import linear, secrets
+from actors.policy.content.checks import Checks
+from actors.policy.content.effort import LIGHT, Effort, TooMuch
 from actors.policy.content.paths import fault, is_path_name
 from actors.policy.content.screen import (
-    LIGHT_LOOKED_AT,
-    LIGHT_TOKENS,
     MOST_EDITS,
     MOST_LOOKED_AT,
     Screen,
-    TooMuch,
     Verdict,
 )
-from actors.policy.jsonrpc import splice
+from actors.policy.jsonrpc import parse_client, splice
 from ipc.content import DETECTORS, LIMIT, ContentRules, FieldRule, ModeRule
 from ipc.globs import parse
+from ipc.settings import Settings
 
 FLAG = Screen("flag", ContentRules(), production=False)
 BLOCK = Screen("block", ContentRules(), production=False)
@@ -32,7 +32,7 @@ def call(arguments: Any) -> bytes:
 
 
 def check(screen: Screen, arguments: Any, *, light: bool = False) -> Verdict | None:
-    return screen.check(call(arguments), "tools/call", "t", light=light)
+    return screen.check(call(arguments), "tools/call", "t", Effort(LIGHT) if light else None)
 
 
 def rules(arguments: Any) -> set[str]:
@@ -224,12 +224,12 @@ def test_production_refuses_traversal_and_flags_the_rest() -> None:
 
 def test_too_much_is_left_to_others_and_then_refused() -> None:
     """A light check gives up early; a whole one says what it left out, and refuses where it could have refused."""
-    many = ["a &amp; b"] * (LIGHT_LOOKED_AT + 1)
+    many = ["a &amp; b"] * 500
     with pytest.raises(TooMuch):
         check(BLOCK, {"a": many}, light=True)
     assert check(BLOCK, {"a": many}) is None
     with pytest.raises(TooMuch):
-        check(BLOCK, {"a": ["x"] * LIGHT_TOKENS + ["<script>"]}, light=True)
+        check(BLOCK, {"a": ["x"] * 5_000 + ["<script>"]}, light=True)
     beyond = ["a &amp; b"] * (MOST_LOOKED_AT + 1)
     refused = check(BLOCK, {"a": beyond})
     assert refused is not None
@@ -237,6 +237,53 @@ def test_too_much_is_left_to_others_and_then_refused() -> None:
     flagged = check(FLAG, {"a": beyond})
     assert flagged is not None
     assert [(finding.rule, finding.mode) for finding in flagged.findings] == [(LIMIT, "flag")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"a": "%41x" * 62_000},
+        {"a": "&#60;x" * 40_000},
+        {"a": "%u0041x" * 35_000},
+        {"path": "a/../" * 48_000},
+        {"path": "..／" * 48_000},
+        {"a": ["' or 1=1 -- "] * 16_000},
+        {"a": [{}] * 60_000, "b": "<script>"},
+        {f"<script>{number}": 1 for number in range(12_000)},
+    ],
+)
+def test_no_light_check_takes_long(arguments: Any) -> None:
+    """What takes long to look at is left to others before the work is done, wherever the work is."""
+    for screen in (FLAG, BLOCK, Screen("flag", ContentRules(roots=("/srv",)), production=True)):
+        with pytest.raises(TooMuch):
+            check(screen, arguments, light=True)
+        small = {key: value[: len(value) // 400] if not isinstance(value, int) else value
+                 for key, value in list(arguments.items())[:30]}  # fmt: skip
+        check(screen, small, light=True)
+
+
+class _Starved:
+    def Match(self, _text: bytes) -> None:  # noqa: N802 - as RE2 has it
+        return None
+
+
+def test_running_out_of_memory_is_not_finding_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RE2 says the same of both; a light check is left to others then, and a whole one fails."""
+    patterns = linear.pattern_set(["a", "b"])
+    assert patterns.find(b"xbx") == [1]
+    assert patterns.find(b"") == []
+    monkeypatch.setattr(patterns, "_set", _Starved())
+    with pytest.raises(MemoryError):
+        patterns.find(b"x")
+    checks = Checks(Settings())
+    assert checks.screen is not None
+    monkeypatch.setattr(checks.screen._suspicious, "_set", _Starved())
+    raw = call({"a": 1})
+    envelope = parse_client(raw)
+    with pytest.raises(TooMuch):
+        checks.light(raw, envelope, b"", Effort(LIGHT))
+    with pytest.raises(MemoryError):
+        checks.whole(raw, envelope, b"")
 
 
 def strips(**globs: str) -> Screen:

@@ -54,5 +54,5 @@ def find(raw: bytes) -> str:
             raw = msgspec.json.encode(msgspec.json.decode(raw))
         except (msgspec.DecodeError, RecursionError):
             return "secret-unreadable"
-    found = _SET.Match(raw)
+    found = _SET.find(raw)
     return _NAMES[min(found)] if found else ""
