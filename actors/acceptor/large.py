@@ -133,6 +133,9 @@ class LargeMessages:
             log.warning("a large message could not be handed over: %s", error.strerror)
             self._broken = True
             self._queue.appendleft(ticket)
+        except ValueError:  # it fits into no packet, and wouldn't the next time
+            log.exception("a large message could not be handed over")
+            self._refuse(ticket, "overloaded")
         else:
             self._sent[ticket] = None
 

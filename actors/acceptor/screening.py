@@ -13,6 +13,7 @@ from actors.policy import jsonrpc, pipeline
 from actors.policy.content import secrets
 from actors.policy.content.checks import CALL, Checks
 from actors.policy.content.effort import LIGHT, Effort, TooMuch
+from actors.policy.content.schema import MOST_BYTES, TOO_LONG
 from actors.policy.jsonrpc import Refusal
 from ipc.messages import Envelope
 
@@ -90,7 +91,8 @@ class Screening:
         """What the arguments of this message have to fit; empty where they are not validated."""
         if not self._checks.validates or envelope.method != CALL or envelope.kind != "request":
             return b""
-        return self.hub.catalogue.tools(connection.upstream).get(envelope.name, b"")
+        schema = self.hub.catalogue.tools(connection.upstream).get(envelope.name, b"")
+        return schema if len(schema) <= MOST_BYTES else TOO_LONG
 
     def condemn(self, connection: Connection, schema: bytes) -> None:
         """The validator died of a message with that schema, twice: from now on it counts as one that can't be used."""

@@ -84,3 +84,18 @@ async def test_a_burst_of_encoded_messages_ends_no_worker(start: Start) -> None:
             assert "result" in await client.answer_to(b"1")
     assert set(gateway.workers()) == workers
     assert audit(gateway, "worker.killed", "actor.crashed") == []
+
+
+async def test_a_schema_that_is_too_long_hurts_nobody(start: Start) -> None:
+    """It counts as one that can't be used, also for a large message, whose check is another process's."""
+    schema = {"type": "object", "description": "x" * 200_000}
+    gateway = await start("tool_lister.py", tools=[{"name": "t", "inputSchema": schema}], SCHEMA_VALIDATION="block")
+    async with tcp_client(gateway) as client, tcp_client(gateway) as other:
+        await client.initialize()
+        await client.call("tools/list")
+        for number, text in enumerate(("x", "%41x" * 10_000, "x" * 300_000)):
+            id_ = str(number).encode()
+            answer = await client.call("tools/call", {"name": "t", "arguments": {"a": text}}, id=id_)
+            assert answer["error"]["data"] == {"rule": "schema", "pointer": "/params/name"}
+        assert "result" in await other.call("ping")
+    assert audit(gateway, "worker.killed", "actor.crashed") == []
