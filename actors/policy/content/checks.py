@@ -41,9 +41,7 @@ class Checks:
         """A check with that schema took the validator's process down, twice."""
         self._schemas.condemn(schema)
 
-    def light(
-        self, raw: bytes, envelope: Envelope, schema: bytes, effort: Effort
-    ) -> tuple[Sequence[Finding], Edits]:
+    def light(self, raw: bytes, envelope: Envelope, schema: bytes, effort: Effort) -> tuple[Sequence[Finding], Edits]:
         """``whole``, as long as that costs no more than the effort.
 
         Raises:
@@ -84,9 +82,7 @@ class Checks:
             findings = (*findings, misfit)
         return findings, verdict.edits if verdict is not None else ()
 
-    def _misfit(
-        self, raw: bytes, envelope: Envelope, tool: str, text: bytes, effort: Effort | None
-    ) -> Finding | None:
+    def _misfit(self, raw: bytes, envelope: Envelope, tool: str, text: bytes, effort: Effort | None) -> Finding | None:
         if envelope.kind != "request" or envelope.method != CALL:
             return None
         schema, reason = self._schemas.of(text)
@@ -128,4 +124,3 @@ def _refusal(envelope: Envelope, finding: Finding) -> Refusal:
         notification=envelope.kind != "request",
         data={"rule": finding.rule, "pointer": finding.pointer},
     )
-

@@ -62,9 +62,7 @@ class Schema:
     def fault(self, arguments: bytes) -> str | None:
         """The JSON pointer, from the arguments, of the first thing that doesn't fit; None when everything does."""
         try:
-            instance = json.loads(
-                arguments, object_pairs_hook=_members, parse_int=_integer, parse_float=_float
-            )
+            instance = json.loads(arguments, object_pairs_hook=_members, parse_int=_integer, parse_float=_float)
         except (ValueError, RecursionError):  # a name that occurs twice: nobody can tell which one is meant; 1e400
             return ""
         try:
@@ -224,7 +222,7 @@ def steps(pattern: str) -> int:
             last = totals.pop() + 1
         elif token[1] is not None:
             most = max(int(bound) for bound in (token[1], token[2] or "0"))
-            totals[-1] += last * max(0, most - 1)
+            totals[-1] = min(totals[-1] + last * max(0, most - 1), 1 << 40)
             last = min(last * max(1, most), 1 << 40)
             continue
         else:
