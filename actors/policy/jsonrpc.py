@@ -32,6 +32,7 @@ __all__ = [
     "error_reply",
     "fast_path",
     "flatten",
+    "has_no_id",
     "id_key",
     "is_valid_id",
     "parse_client",
@@ -83,6 +84,13 @@ _ID_AT_TAIL = re.compile(
     rb'[,{]\s*+"id"\s*+:\s*+' + _ANY_ID + rb'(?:\s*+,\s*+"(?:jsonrpc|method)"\s*+:\s*+"[^"\\]*+")*+\s*+\}\s*+\Z'
 )
 _TAIL_BYTES = 512
+# A notification in the order of members that libraries write: nothing but these before its params, and nothing but
+# the version behind.
+_NOTIFICATION_HEAD = re.compile(
+    rb'\s*+\{\s*+(?:"(?:jsonrpc|method)"\s*+:\s*+"(?:[^"\\]++|\\.)*+"\s*+,\s*+)++"params"\s*+:', re.DOTALL
+)
+_ODD_ID = re.compile(rb'"id"\s*+:\s*+[{\[]')
+_NOTIFICATION_TAIL = re.compile(rb'[}\]]\s*+(?:,\s*+"jsonrpc"\s*+:\s*+"2\.0"\s*+)?\}\s*+\Z')
 
 
 class Refusal(Exception):
@@ -277,7 +285,25 @@ def _too_deep(raw: bytes) -> Refusal:
     """Too deep even to be decoded: whether the rest is well-formed, nobody will know."""
     found = _ID_AT_HEAD.match(raw) or _ID_AT_TAIL.search(raw, max(0, len(raw) - _TAIL_BYTES))
     id_raw = found[1] if found is not None else b"null"
-    return Refusal(INVALID_REQUEST, "Invalid Request: nested too deep", rule="depth", id=id_raw)
+    return Refusal(
+        INVALID_REQUEST,
+        "Invalid Request: nested too deep",
+        rule="depth",
+        id=id_raw,
+        notification=found is None and has_no_id(raw, raw[-_TAIL_BYTES:]),
+    )
+
+
+def has_no_id(head: bytes, tail: bytes) -> bool:
+    """Whether the ends of a message, as far as they are known, show that it is a notification.
+
+    A member that JSON-RPC doesn't have could stand behind its params, and an id before that: nobody writes that.
+    """
+    begins = _NOTIFICATION_HEAD.match(head)
+    if begins is None or b'"method"' not in begins[0]:
+        return False
+    tail = tail[-_TAIL_BYTES:]
+    return _NOTIFICATION_TAIL.search(tail) is not None and _ODD_ID.search(tail) is None
 
 
 def _own_id(members: Mapping[str, msgspec.Raw]) -> bytes:
