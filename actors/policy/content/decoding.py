@@ -28,6 +28,8 @@ _NAMED: Final = {
     b"newline": b"\n", b"lpar": b"(", b"rpar": b")", b"sol": b"/", b"bsol": b"\\", b"period": b".", b"equals": b"=",
     b"nbsp": b" ", b"semi": b";", b"num": b"#", b"percnt": b"%", b"grave": b"`", b"excl": b"!",
 }  # fmt: skip
+NAMES: Final = frozenset(name.decode() for name in _NAMED)
+"""Of the references that are resolved, in lower case."""
 # UTF-8 in more bytes than needed (RFC 3629 §3 forbids it; some decoders read it all the same).
 _OVERLONG: Final = (
     (b"\xc0\xae", b"."), (b"\xc0\xaf", b"/"), (b"\xc1\x9c", b"\\"), (b"\xc0\xbc", b"<"), (b"\xc0\xbe", b">"),
