@@ -57,7 +57,8 @@ WHOLE["by rule"]._suspicious = THOROUGH._suspicious
 def cleared(field: str, text: str, kind: str) -> Iterator[str]:
     """The ways of writing that hide something from the quick look."""
     for writing in WRITINGS:
-        raw = '{"jsonrpc":"2.0","id":1,"method":"x","params":{%s:[{},%s],"z":1}}' % (writing(field), writing(text))
+        params = f'{{{writing(field)}:[{{}},{writing(text)}],"z":1}}'
+        raw = f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{params}}}'
         if not QUICK[kind]._suspicious.find(raw.encode()) and verdict(WHOLE[kind], raw.encode()) is not None:
             yield raw
 

@@ -47,9 +47,16 @@ def start(start_gateway: Callable[..., Gateway], tmp_path: Path) -> Start:
     """A gateway of one edge worker before one server, which says ``tools`` to tools/list."""
 
     async def begin(
-        program: str = "recorder.py", *, tools: Any = None, more: Any = None, **environment: str
+        program: str = "recorder.py",
+        *,
+        tools: Any = None,
+        private: bool = False,
+        more: Any = None,
+        **environment: str,
     ) -> Gateway:
         arguments = [str(UPSTREAMS / program), "--record", str(tmp_path / "record")]
+        if private:
+            arguments += ["--private"]
         if tools is not None:
             (tmp_path / "tools.json").write_text(json.dumps(tools))
             arguments += ["--tools", str(tmp_path / "tools.json")]
@@ -99,3 +106,31 @@ async def test_a_schema_that_is_too_long_hurts_nobody(start: Start) -> None:
             assert answer["error"]["data"] == {"rule": "schema", "pointer": "/params/name"}
         assert "result" in await other.call("ping")
     assert audit(gateway, "worker.killed", "actor.crashed") == []
+
+
+STRICT = {"type": "object", "properties": {"n": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize("kind", ["shared", "per-session", "private", "long"])
+async def test_schemas_hold_whatever_the_list(start: Start, kind: str) -> None:
+    """Of one session's server, of a list that is for nobody else or is long; and after the list has changed, until
+    there is a new one."""
+    tools = [{"name": "t", "inputSchema": STRICT}, {"name": "change", "inputSchema": {}}]
+    if kind == "long":
+        tools += [{"name": f"x{number}", "inputSchema": {"description": "x" * 60_000}} for number in range(20)]
+    more = {"instance": "per-session"} if kind == "per-session" else {}
+    gateway = await start(
+        "tool_lister.py", tools=tools, private=kind == "private", more=more, SCHEMA_VALIDATION="block"
+    )
+    async with tcp_client(gateway) as client, tcp_client(gateway) as other:
+        for each in (client, other):
+            await each.initialize()
+        wrong = {"name": "t", "arguments": {"n": "x"}}
+        assert "result" in await client.call("tools/call", wrong)  # nobody has asked what it takes
+        await client.call("tools/list")
+        assert (await client.call("tools/call", wrong))["error"]["data"]["rule"] == "schema"
+        assert "result" in await client.call("tools/call", {"name": "change", "arguments": {}})
+        assert (await client.call("tools/call", wrong))["error"]["data"]["rule"] == "schema"
+        held = await other.call("tools/call", wrong)
+        assert ("error" in held) is (kind in ("shared", "long"))
+    assert gateway.await_line(r"a tool is called whose schema isn't known")

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from actors.policy.catalogue import input_schemas
 from actors.policy.content.effort import LIGHT
-from actors.policy.content.schema import TOO_LONG, Schema, Unusable, compile_schema, steps
+from actors.policy.content.schema import MOST_BYTES, TOO_LONG, Schema, Unusable, compile_schema, steps
+from actors.policy.content.tool_schemas import ToolSchemas
 
 
 def compiled(schema: object) -> Schema:
@@ -61,3 +63,24 @@ def test_what_stands_for_a_long_schema_says_so() -> None:
     for text in (TOO_LONG, b"{" + b" " * 65_536 + b"}"):
         with pytest.raises(Unusable, match="longer"):
             compile_schema(text)
+
+
+def test_schemas_of_a_session_are_bounded() -> None:
+    """What there is no room for is not kept, and that is said; a schema that is too long takes no room."""
+    known = ToolSchemas(1_000)
+    assert known.learn({"a": b"x" * 400, "b": b"x" * (MOST_BYTES + 1)})
+    assert known.get("b") == TOO_LONG
+    assert not known.learn({"c": b"x" * 700})
+    assert known.learn({"a": b"y" * 900})
+    assert (known.get("a")[:1], known.get("c")) == (b"y", b"")
+    known.forget("a")
+    assert known.learn({"c": b"x" * 900})
+
+
+def test_a_list_s_schemas() -> None:
+    """Of whatever can be read; the scope counts in any spelling."""
+    tool = b'{"name":"t","inputSchema":{"x":1}}'
+    assert input_schemas(b'{"id":1,"result":{"tools":[%b,1]}}' % tool) == ({"t": b'{"x":1}'}, False)
+    assert input_schemas(b'{"result":{"CacheScope":"private","tools":[%b]}}' % tool) == ({"t": b'{"x":1}'}, True)
+    for broken in (b'{"error":{}}', b'{"result":[]}', b'{"result":{"tools":{}}}', b"[", b'{"result":{}}'):
+        assert input_schemas(broken) == ({}, False)
