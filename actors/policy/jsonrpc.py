@@ -17,7 +17,7 @@ import msgspec
 from ipc.messages import Envelope
 
 from .eras import LISTEN, META_LOG_LEVEL, META_SUBSCRIPTION, META_VERSION
-from .members import DuplicateKey, Span, decode_object, is_utf8, locate, nested_deeper, text_of
+from .members import DuplicateKey, Span, decode_object, is_error_object, is_utf8, locate, nested_deeper, text_of
 from .pollution import find_pollution, may_pollute
 from .server_message import UpstreamMessage, parse_upstream
 
@@ -330,22 +330,9 @@ def _response(
         raise refusal(INVALID_REQUEST, "Invalid Request: neither a request nor a response", rule="shape")
     if "id" not in members:
         raise refusal(INVALID_REQUEST, "Invalid Request: a response without an id", rule="id")
-    if "error" in members and not _is_error_object(members["error"]):
+    if "error" in members and not is_error_object(members["error"]):
         raise refusal(INVALID_REQUEST, "Invalid Request: not an error object", rule="shape")
     return Envelope("response", id=bytes(members["id"]), id_at=spans["id"][0])
-
-
-def _is_error_object(value: msgspec.Raw) -> bool:
-    try:
-        error = decode_object(value)
-    except msgspec.ValidationError:
-        return False
-    return (
-        "code" in error
-        and _INTEGER.match(bytes(error["code"])) is not None
-        and "message" in error
-        and text_of(error["message"]) is not None
-    )
 
 
 def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], method: str) -> _Fields:

@@ -348,3 +348,20 @@ def test_secrets() -> None:
         escaped = "".join(f"\\u{ord(character):04x}" for character in text)
         assert secrets.find(b'{"a":"%b"}' % escaped.encode()) == name
     assert [text for text in NO_SECRETS if secrets.find(json.dumps(text).encode())] == []
+
+
+def test_secrets_in_members_that_come_twice() -> None:
+    """No member hides another, however either is written."""
+    key = SECRETS["secret-github-token"]
+    written = f"\\u{ord(key[0]):04x}{key[1:]}"
+    for text in (key, written, written.replace("_", "\\u005F")):
+        for raw in (f'{{"a":"{text}","a":"\\u0041"}}', f'{{"a":"\\u0041","a":"{text}","a":""}}'):
+            assert secrets.find(raw.encode()) == "secret-github-token"
+    assert secrets.find(b'{"a":"whsec_%b\\/%b"}' % (b"a" * 20, b"b" * 20)) == "secret-stripe-key"
+
+
+def test_an_answer_that_takes_long_to_look_through_is_not_cleared() -> None:
+    """It is told apart from one in which nothing was found."""
+    for raw in (b'"%b"' % (b"x" * secrets.MOST_BYTES), b'"%b"' % (b"\\u0041" * (secrets.MOST_ESCAPES + 1))):
+        assert secrets.find(raw) == LIMIT
+    assert secrets.find(b'"%b"' % (b"x" * (secrets.MOST_BYTES - 2))) == ""
