@@ -13,11 +13,12 @@ from actors.policy.content.effort import LIGHT, Effort, TooMuch
 from actors.policy.content.paths import fault, is_path_name
 from actors.policy.content.screen import (
     MOST_EDITS,
+    MOST_FLAGGED,
     MOST_LOOKED_AT,
     Screen,
     Verdict,
 )
-from actors.policy.jsonrpc import parse_client, splice
+from actors.policy.jsonrpc import Refusal, parse_client, splice
 from ipc.content import DETECTORS, LIMIT, ContentRules, FieldRule, ModeRule
 from ipc.globs import parse
 from ipc.settings import Settings
@@ -220,6 +221,10 @@ def test_production_refuses_traversal_and_flags_the_rest() -> None:
     screen = Screen("flag", ContentRules(), production=True)
     assert not check(screen, {"a": "<script>' OR 1=1 --"}).refused  # type: ignore[union-attr]
     assert check(screen, {"path": "../../x"}).refused  # type: ignore[union-attr]
+    roots = Screen("flag", ContentRules(roots=("/srv",)), production=True)
+    for path in ("/etc/passwd", "/srv/../etc", "C:\\x", "file:///etc/passwd"):
+        assert check(roots, {"path": path}).refused  # type: ignore[union-attr]
+    assert check(roots, {"path": "/srv/x"}) is None
 
 
 def test_too_much_is_left_to_others_and_then_refused() -> None:
@@ -297,6 +302,8 @@ def strips(**globs: str) -> Screen:
         ("<<script script>", ">"),  # what is left together is looked at again
         ("%3Cscript%3E", ""),  # what can't be cut out takes the whole value with it
         ("é <script x 😀", "é  x 😀"),
+        ("a\U000e0041\U000e0042b\U000e0043", "ab"),  # and nothing that stands before it
+        ("a\u202e\U000e0041 \U0001f3f4\U000e0067\U000e007f b\u2066", "a \U0001f3f4\U000e0067\U000e007f b"),
     ],
 )
 def test_stripping(text: str, left: str) -> None:
@@ -307,6 +314,33 @@ def test_stripping(text: str, left: str) -> None:
     stripped = splice(raw, verdict.edits)
     assert json.loads(stripped)["params"]["arguments"] == {"x": left, "y": "<script>"}
     assert [(finding.mode, finding.pointer[-1]) for finding in verdict.findings] == [("strip", "x"), ("flag", "y")]
+
+
+def test_stripping_is_never_skipped() -> None:
+    """What there was no time for is refused where it could have had to be stripped, and what is stripped is told
+    however much is flagged before it."""
+    screen = strips(pointers="/params/arguments/x")
+    refused = check(screen, {"a": ["a &amp; b"] * (MOST_LOOKED_AT + 1), "x": "<script>"})
+    assert refused is not None
+    assert (refused.refused, refused.findings[0].rule) == (True, LIMIT)
+    verdict = check(screen, {"a": ["<script>"] * (2 * MOST_FLAGGED), "x": "<script>"})
+    assert verdict is not None
+    assert len(verdict.edits) == 1
+    assert [finding.mode for finding in verdict.findings] == ["flag"] * MOST_FLAGGED + ["strip"]
+
+
+def test_a_schema_sees_what_is_left() -> None:
+    """What is stripped from a message is not what its tool gets."""
+    content = ContentRules(rules=(rule("strip", pointers="/params/arguments/x"),))
+    checks = Checks(Settings(content_policy="strip", content=content, schema_validation="block"))
+    raw = call({"x": "ab<script"})
+    schema = b'{"properties":{"x":{"maxLength":5}}}'
+    for check_it in (checks.whole, lambda *message: checks.light(*message, Effort(LIGHT))):
+        findings, edits = check_it(raw, parse_client(raw), schema)
+        assert [finding.rule for finding in findings] == ["script-tag"]
+        assert len(edits) == 1
+        with pytest.raises(Refusal):
+            check_it(raw, parse_client(raw), b'{"properties":{"x":{"minLength":5}}}')
 
 
 def test_what_cannot_be_stripped_is_refused() -> None:

@@ -32,7 +32,7 @@ ANSWERS = [
 @pytest.mark.parametrize("raw", NO_ANSWERS)
 def test_no_answer(raw: bytes) -> None:
     """It counts as garbage; where it shows whose it is, an error takes its place."""
-    with pytest.raises(ValueError, match="response|error"):
+    with pytest.raises(ValueError, match=r"response|error"):
         parse_upstream(raw)
     instead = invalid_answer(raw)
     assert instead is None or parse_upstream(instead).error

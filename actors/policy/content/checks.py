@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from actors.policy.jsonrpc import CONTENT_REFUSED, Refusal
+from actors.policy.jsonrpc import CONTENT_REFUSED, Refusal, splice
 from actors.policy.members import decode_object
 from ipc.content import SCHEMA, Mode, decide
 from ipc.messages import Envelope
@@ -74,6 +74,8 @@ class Checks:
             verdict = self.screen.check(raw, envelope.method, tool, effort)
             if verdict is not None and verdict.refused:
                 raise _refusal(envelope, verdict.findings[0])
+        if schema and verdict is not None and verdict.edits:
+            raw = splice(raw, verdict.edits)  # what the tool will get
         misfit = self._misfit(raw, envelope, tool, schema, effort) if schema else None
         if misfit is not None and misfit.mode == "block":
             raise _refusal(envelope, misfit)

@@ -133,6 +133,14 @@ TEXT: Final[dict[str, str]] = {
 }
 """By detector; the order is that in which findings of one string are told."""
 
+CUTS: Final[dict[str, tuple[str, ...]]] = {
+    "hidden-text": (
+        "([\u202a-\u202e\u2066-\u2069]+)",
+        "(?:^|[^\U0001f3f4\U000e0000-\U000e007f])([\U000e0000-\U000e007f]+)",
+    ),
+}
+"""Of detectors whose match isn't all to be cut out: what is, as the group of each of these."""
+
 ENCODED: Final = r"%[0-9a-f][0-9a-f]|%u[0-9a-f]{4}|&#|&(?:" + "|".join(sorted(NAMES)) + ")"
 """Other ways of writing a character, which a receiver may resolve; all of ``decoding``'s, and more."""
 

@@ -24,7 +24,7 @@ from ipc.settings import Settings
 from . import decoding, paths
 from .effort import Effort, TooMuch
 from .linear import Pattern, compiled, pattern_set
-from .patterns import TEXT, decoded, suspicion
+from .patterns import CUTS, TEXT, decoded, suspicion
 from .strings import Text, pointers, texts
 
 MOST_TOKENS: Final = 1_000_000  # strings and brackets of one message
@@ -37,7 +37,12 @@ _MOST_NAMES: Final = 4096  # of fields, remembered
 _NAMES: Final = tuple(TEXT)
 _ONE: Final = compiled("(?:" + ")|(?:".join(decoded(pattern) for pattern in TEXT.values()) + ")", ignore_case=True)
 _EACH: Final = pattern_set([decoded(pattern) for pattern in TEXT.values()], ignore_case=True)
-_EACH_ALONE: Final = tuple(compiled(decoded(pattern), ignore_case=True) for pattern in TEXT.values())
+_CUTS: Final[dict[str, tuple[tuple[Pattern, int], ...]]] = {  # each with its group that is to be cut out
+    name: tuple((compiled(cut, groups=True), 1) for cut in CUTS[name])
+    if name in CUTS
+    else ((compiled(decoded(pattern), ignore_case=True), 0),)
+    for name, pattern in TEXT.items()
+}
 _CLEANINGS: Final = 8
 
 # Prices, in units of effort; see there.
@@ -83,8 +88,9 @@ class Screen:
         plain: Mode = "block" if policy == "block" else "flag"
         self._default: dict[str, Mode] = dict.fromkeys((*_NAMES, *_OTHERS), plain)
         if production:
-            self._default[TRAVERSAL] = "block"
-        blocks = "block" in self._default.values() or any(rule.mode == "block" for rule in self._rules)
+            self._default.update(dict.fromkeys(TRAVERSAL, "block"))
+        # What is to be cut out must not pass because there was no time to look for it either.
+        blocks = "block" in self._default.values() or any(rule.mode in ("block", "strip") for rule in self._rules)
         self._default[LIMIT] = "block" if blocks else "flag"
         self._suspicious = suspicion(
             absolute=bool(self._roots), fields=any(field.type != "text" for field in self._fields)
@@ -151,7 +157,7 @@ class Screen:
                     findings.append(Finding(rule, pointer, mode))
                     flagged += 1
             if to_strip:
-                replacement = msgspec.json.encode(self._stripped(text, kind, to_strip, effort))
+                replacement = msgspec.json.encode(self._stripped(text, kind, to_strip, rules, effort))
                 spent += len(replacement)
                 if len(edits) >= MOST_EDITS or spent > _MOST_EDITED:
                     return Verdict((Finding(LIMIT, pointer, "block"),))
@@ -244,22 +250,26 @@ class Screen:
             rules.append("over-encoding")
         return rules
 
-    def _stripped(self, text: Text, kind: FieldType, rules: Sequence[str], effort: Effort) -> str:
-        """The string without what these rules found. Empty where it can't be cut out."""
+    def _stripped(
+        self, text: Text, kind: FieldType, rules: Sequence[str], found: Sequence[str], effort: Effort
+    ) -> str:
+        """The string without what these rules found. Empty where it can't be cut out, or where what is left together
+        is something that wasn't ``found`` before."""
         value = text.value
-        patterns = [_EACH_ALONE[_NAMES.index(rule)] for rule in rules if rule in _NAMES]
+        cuts = [cut for rule in rules for cut in _CUTS.get(rule, ())]
         for _ in range(_CLEANINGS):
             before = value
             if "null-byte" in rules:
                 value = value.replace(b"\0", b"")
             if "line-break" in rules:
                 value = value.replace(b"\r", b"").replace(b"\n", b"")
-            for pattern in patterns:
+            for pattern, group in cuts:
                 effort.spend(_SEARCH + 2 * _BYTE * len(value))
-                value = _without(pattern, value, effort)
+                value = _without(pattern, group, value, effort)
             if value == before:
                 break
-        return "" if set(rules).intersection(self._found(value, kind, effort)) else value.decode()
+        stays = set(found).difference(rules)
+        return value.decode() if stays.issuperset(self._found(value, kind, effort)) else ""
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 
@@ -278,16 +288,16 @@ class Screen:
 _OTHERS: Final = ("path-traversal", "path-outside-roots", "null-byte", "line-break", "over-encoding")
 
 
-def _without(pattern: Pattern, value: bytes, effort: Effort) -> bytes:
+def _without(pattern: Pattern, group: int, value: bytes, effort: Effort) -> bytes:
     """``value`` without what the pattern matches. What is between is left as it is, and stays UTF-8."""
-    return b"".join(_between(pattern, value, effort))
+    return b"".join(_between(pattern, group, value, effort))
 
 
-def _between(pattern: Pattern, value: bytes, effort: Effort) -> Iterator[bytes]:
+def _between(pattern: Pattern, group: int, value: bytes, effort: Effort) -> Iterator[bytes]:
     at = 0
     for match in pattern.finditer(value):
         effort.spend(_CUT)
-        start, end = match.span()
+        start, end = match.span(group)
         yield value[at:start]
         at = end
     yield value[at:]
