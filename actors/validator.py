@@ -37,6 +37,7 @@ log = logging.getLogger("portcullis.validator")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _TOO_LARGE = 413
+_LONGEST_ID = 16_384  # bytes that a shortened verdict still tells
 
 
 class BadPayload(ValueError):
@@ -143,13 +144,20 @@ class Validator:
 
 
 def _shortened(verdict: Valid | Invalid) -> Invalid:
+    """With the message's own id, unless that is what is too long."""
     if isinstance(verdict, Valid):
         message = "Invalid Request: a method, id, name or token is too long"
-        notification = verdict.envelope.kind != "request"
-        return Invalid(verdict.ticket, INVALID_REQUEST, message, b"null", notification, rule="field-length")
+        envelope = verdict.envelope
+        notification = envelope.kind != "request"
+        known = b"null" if notification else _short(envelope.id)
+        return Invalid(verdict.ticket, INVALID_REQUEST, message, known, notification, rule="field-length")
     return Invalid(
-        verdict.ticket, verdict.code, verdict.message[:256], b"null", verdict.notification, rule=verdict.rule
+        verdict.ticket, verdict.code, verdict.message[:256], _short(verdict.id), verdict.notification, rule=verdict.rule
     )
+
+
+def _short(request_id: bytes) -> bytes:
+    return request_id if len(request_id) <= _LONGEST_ID else b"null"
 
 
 async def main(context: Context) -> None:

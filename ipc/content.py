@@ -34,7 +34,7 @@ SCHEMA: Final = "schema"
 LIMIT: Final = "content-limit"
 """As a rule: there is more to look at than is looked at."""
 
-TRAVERSAL: Final = "path-traversal"
+TRAVERSAL: Final = ("path-traversal", "path-outside-roots")
 """What is refused in production even where the policy says ``flag``."""
 
 

@@ -59,8 +59,9 @@ class Answers:
                 if call is None:
                     self.hub.count("late")
                     return
-                if call.entry is not None:
-                    self.hub.catalogue.keep(call.entry, raw)
+                kept = call.entry is not None and self.hub.catalogue.keep(call.entry, raw)
+                if call.method == "tools/list":
+                    self.hub.screening.listed(connection, raw, kept=kept)
                 if call.method == "initialize":
                     self.initialized(connection, raw)
                 elif call.method in LIST_METHODS:
@@ -71,19 +72,10 @@ class Answers:
                 if call is None:
                     self.hub.count("late")
                     return
-                if not call.deadline_ns:
-                    self._look_for_changes(connection, raw)
-                elif connection.route is not None:
+                if call.deadline_ns and connection.route is not None:
                     call.deadline_ns = min(self.hub.now + connection.route.timeout_ns, call.limit_ns)
-        else:
-            self._look_for_changes(connection, raw)
         self.put(connection, call if final else None, raw)
         self._after_answer(connection)
-
-    def _look_for_changes(self, connection: Connection, raw: bytes) -> None:
-        """A notification that the server's lists have changed ends what was known of its tools."""
-        if b"list_changed" in raw:
-            self.hub.catalogue.outdated(connection.upstream)
 
     def put(self, connection: Connection, call: Call | None, raw: bytes) -> None:
         """Queue one message: the answer to ``call``, or another one."""

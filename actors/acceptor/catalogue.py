@@ -24,7 +24,6 @@ SAME_EVERY_NS: Final = 10_000_000_000  # how often the others are told that an a
 CHANGED_EVERY_NS: Final = 2_000_000_000  # and that it has changed: some servers put the time into each
 MOST_TOLD: Final = 4 * policy.MAX_ENTRIES  # remembered of what was told, before what is kept no more is forgotten
 BYTES_A_REPORT: Final = 2 << 20
-NO_TOOLS: Final[Mapping[str, bytes]] = {}
 
 
 class Catalogue:
@@ -35,7 +34,6 @@ class Catalogue:
         self._breaker = hub.context.address("breaker")
         self._kept = policy.Catalogue(len(hub.settings.upstreams))
         self._tools: dict[str, Mapping[str, bytes]] = {}  # by upstream, read when they are asked for
-        self._outdated: set[str] = set()  # upstreams whose lists have changed since
         self._told: dict[Key, tuple[int, bytes]] = {}  # when the breaker was told last, and which digest
         self._unsaid: dict[Key, None] = {}
 
@@ -71,10 +69,8 @@ class Catalogue:
         return True
 
     def tools(self, upstream: str) -> Mapping[str, bytes]:
-        """The raw ``inputSchema`` by the tool's name. May be incomplete; empty once the list is known to have changed,
-        until it is asked for again."""
-        if upstream in self._outdated:
-            return NO_TOOLS
+        """The raw ``inputSchema`` by the tool's name. May be incomplete, and is that of the last list that was asked
+        for, even if the server has said since that it has changed: anything newer isn't known."""
         known = self._tools.get(upstream)
         if known is None:
             known = self._tools[upstream] = self._kept.tools(upstream)
@@ -82,8 +78,8 @@ class Catalogue:
 
     # --- what becomes known ----------------------------------------------------------------------------------
 
-    def keep(self, entry: Key, raw: bytes) -> None:
-        """An upstream has answered the request of that entry."""
+    def keep(self, entry: Key, raw: bytes) -> bool:
+        """An upstream has answered the request of that entry. Whether the answer is kept."""
         known = self._kept.get(entry)
         # Two answers in one turn: the later is the later one.
         now = self._hub.now if known is None else max(self._hub.now, known.learnt_ns + 1)
@@ -91,30 +87,22 @@ class Catalogue:
         if isinstance(kept, Kept):
             changed = known is None or known.digest != kept.digest
             if not self._kept.keep(entry, kept):
-                return
-            if entry[1] == "tools/list":
-                self._outdated.discard(entry[0])
+                return False
         else:
             changed = kept is Unkept.PRIVATE and self._kept.forget(entry)
             if not changed:
-                return
+                return False
         if changed:
             self._tools.pop(entry[0], None)
         self._unsaid[entry] = None
-
-    def outdated(self, upstream: str) -> None:
-        """The upstream says that its lists have changed."""
-        self._outdated.add(upstream)
+        return isinstance(kept, Kept)
 
     def learn(self, message: ListAnswers) -> None:
         """What the others keep."""
         for row in message.rows:
             known = self._kept.get((row.upstream, row.method, row.cursor, row.era))
-            if self._kept.learn(row):
-                if known is None or known.digest != row.digest:
-                    self._tools.pop(row.upstream, None)
-                if row.method == "tools/list":
-                    self._outdated.discard(row.upstream)
+            if self._kept.learn(row) and (known is None or known.digest != row.digest):
+                self._tools.pop(row.upstream, None)
 
     # --- telling the others ----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from .ws import WsReceiver
 
 if TYPE_CHECKING:
     from actors.policy.content.screen import Finding
+    from actors.policy.content.tool_schemas import ToolSchemas
     from actors.policy.jsonrpc import Refusal
 
     from .authorising import Standing
@@ -144,6 +145,7 @@ class Connection:
     route: Route | None = None
     upstream: str = ""
     forwarded: bool = False  # something has been sent upstream: the choice of the server is final
+    schemas: ToolSchemas | None = None  # of tools that only this session was told of
     version: str = ""  # the legacy protocol version this session was initialised at
     calls: dict[int, Call] = attrs.field(factory=dict)
     ids: dict[str | int | bytes, int] = attrs.field(factory=dict)

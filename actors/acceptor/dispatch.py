@@ -265,7 +265,9 @@ class Dispatch:
         assert refusal is not None  # noqa: S101 - an item has an envelope or a refusal
         if refusal.code == UNAVAILABLE:  # nobody could say whether it was valid
             self.hub.count("refused_503")
-            if not refusal.notification:
+            if refusal.notification:
+                self.unanswered(connection, item.envelope, refusal.rule)
+            else:
                 connection.send_message(jsonrpc.error_reply(refusal.id, refusal.code, refusal.message, refusal.data))
             return
         content = refusal.code == jsonrpc.CONTENT_REFUSED
@@ -296,7 +298,12 @@ class Dispatch:
         self.hub.count(f"refused_{code}")
         if item.envelope is None and item.refusal is None:
             if len(item.raw) >= LARGE_BYTES:
-                found = id_at_ends(item.raw[:KEPT_HEAD], item.raw[-KEPT_TAIL:])
+                head, tail = item.raw[:KEPT_HEAD], item.raw[-KEPT_TAIL:]
+                found = id_at_ends(head, tail)
+                if found == b"null" and jsonrpc.has_no_id(head, tail):
+                    if code == UNAVAILABLE:
+                        self.unanswered(connection, None, str((data or {}).get("reason", message)))
+                    return
                 connection.send_message(jsonrpc.error_reply(found, code, message, data))
                 return
             self._parse(item)  # for its id
@@ -304,8 +311,21 @@ class Dispatch:
         if envelope is not None:
             if envelope.kind == "request":
                 connection.send_message(jsonrpc.error_reply(envelope.id, code, message, data))
+            elif code == UNAVAILABLE:
+                self.unanswered(connection, envelope, str((data or {}).get("reason", message)))
         elif refusal is not None and not refusal.notification:
             connection.send_message(jsonrpc.error_reply(refusal.id, code, message, data))
+
+    def unanswered(self, connection: Connection, envelope: Envelope | None, reason: str) -> None:
+        """Leave a record of a notification, or a response, that isn't forwarded: nobody else will tell."""
+        self.hub.event(
+            connection,
+            "message.invalid",
+            severity="warning",
+            outcome="refused",
+            method=envelope.method[:128] if envelope is not None else "",
+            reason=reason,
+        )
 
     def unavailable(self, connection: Connection, item: Item, message: str, reason: str) -> None:
         """``refuse`` with 503, to be tried again soon."""
@@ -377,12 +397,12 @@ class Dispatch:
         route = connection.route
         assert route is not None  # noqa: S101 - set when the connection was opened
         if envelope.kind == "notification" and eras.is_request(envelope.method):
-            self.hub.event(
-                connection, "message.invalid", severity="warning", outcome="refused", reason="a request needs an id"
-            )
+            self.hub.count("invalid")
+            self.unanswered(connection, envelope, "a request needs an id")
             return True
         if self.hub.draining_until_ns or route.is_open():
             self.hub.count("dropped_oneway")
+            self.unanswered(connection, envelope, "draining" if self.hub.draining_until_ns else "breaker open")
             return True
         item.stamps |= pipeline.CIRCUIT
         number = 0

@@ -157,7 +157,12 @@ class Inflight:
         """A message that was given up has come to its end."""
         if connection.owes_refusal:
             connection.owes_refusal = False
-            self._refuse(connection, id_at_ends(ends.head, ends.tail))
+            found = id_at_ends(ends.head, ends.tail)
+            if found == b"null" and jsonrpc.has_no_id(ends.head, ends.tail or ends.head):
+                self._hub.count("refused_503")
+                self._hub.dispatch.unanswered(connection, None, "overloaded")
+                return
+            self._refuse(connection, found)
 
     # --- the clock -------------------------------------------------------------------------------------------
 

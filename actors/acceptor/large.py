@@ -16,7 +16,7 @@ import trio
 
 from actors.policy.client_ends import id_at_ends
 from actors.policy.content.screen import Finding
-from actors.policy.jsonrpc import Refusal, splice
+from actors.policy.jsonrpc import Refusal, has_no_id, splice
 from ipc.errors import MalformedFrame
 from ipc.messages import Checking, Invalid, LinksChanged, Message, Valid, Validate
 
@@ -133,6 +133,9 @@ class LargeMessages:
             log.warning("a large message could not be handed over: %s", error.strerror)
             self._broken = True
             self._queue.appendleft(ticket)
+        except ValueError:  # it fits into no packet, and wouldn't the next time
+            log.exception("a large message could not be handed over")
+            self._refuse(ticket, "overloaded")
         else:
             self._sent[ticket] = None
 
@@ -243,13 +246,18 @@ class LargeMessages:
         raw = pending.item.raw
         envelope = pending.item.envelope  # known where only the content is still to be looked at
         data: dict[str, object] = {"reason": reason, "retryAfterMs": RETRY_MS}
-        known = envelope.id if envelope is not None else id_at_ends(raw[:KEPT_HEAD], raw[-KEPT_TAIL:])
+        head, tail = raw[:KEPT_HEAD], raw[-KEPT_TAIL:]
+        known = envelope.id if envelope is not None else id_at_ends(head, tail)
+        if envelope is not None:
+            notification = envelope.kind != "request"
+        else:
+            notification = known == b"null" and has_no_id(head, tail)
         pending.item.refusal = Refusal(
             UNAVAILABLE,
             "not available now",
             rule=reason,
             id=known or b"null",
-            notification=envelope is not None and envelope.kind != "request",
+            notification=notification,
             data=data,
         )
         self._hub.post(functools.partial(self._resume, pending))

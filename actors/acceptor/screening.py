@@ -10,9 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Final, Literal
 
 from actors.policy import jsonrpc, pipeline
+from actors.policy.catalogue import input_schemas
 from actors.policy.content import secrets
 from actors.policy.content.checks import CALL, Checks
-from actors.policy.content.screen import TooMuch
+from actors.policy.content.effort import LIGHT, Effort, TooMuch
+from actors.policy.content.schema import MOST_BYTES, TOO_LONG
+from actors.policy.content.tool_schemas import LONGEST_LIST, OF_A_SESSION, OF_AN_UPSTREAM, ToolSchemas
 from actors.policy.jsonrpc import Refusal
 from ipc.messages import Envelope
 
@@ -24,6 +27,10 @@ log = logging.getLogger("portcullis.acceptor")
 
 _LONGEST_TEXT: Final = 128  # of a client's, in an audit record
 _LONGEST_POINTER: Final = 256
+# Of one turn: past it only what costs less than handing it over would is still looked at here, for however many
+# connections send at once, all the others wait for their sum.
+_A_TURN: Final = 4 * LIGHT
+_AT_LEAST: Final = 100_000
 
 
 class Screening:
@@ -34,6 +41,10 @@ class Screening:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self._listed: dict[str, ToolSchemas] = {}  # by upstream: of lists that the catalogue has no room for
+        self._said: set[tuple[str, str]] = set()
+        self._turn_ns = 0
+        self._left = 0  # of the effort of that turn
         self.configure()
 
     def configure(self) -> None:
@@ -51,8 +62,12 @@ class Screening:
         if connection.parked_for == "validator":
             return False
         schema = self.schema(connection, envelope)
+        if now != self._turn_ns:
+            self._turn_ns, self._left = now, _A_TURN
+        allowed = max(_AT_LEAST, min(LIGHT, self._left))
+        effort = Effort(allowed)
         try:
-            findings, edits = self._checks.light(item.raw, envelope, schema)
+            findings, edits = self._checks.light(item.raw, envelope, schema, effort)
             if edits:
                 item.raw = jsonrpc.splice(item.raw, edits)
                 item.envelope = jsonrpc.parse_client(item.raw, max_depth=self.hub.settings.max_json_depth)
@@ -64,6 +79,8 @@ class Screening:
             return False
         except Refusal as refusal:
             item.refusal = refusal
+        finally:
+            self._left -= allowed - effort.left
         if self._checks.unusable:
             for what in self._checks.unusable:
                 log.warning("%s: %s", connection.upstream, what)
@@ -78,7 +95,48 @@ class Screening:
         """What the arguments of this message have to fit; empty where they are not validated."""
         if not self._checks.validates or envelope.method != CALL or envelope.kind != "request":
             return b""
-        return self.hub.catalogue.tools(connection.upstream).get(envelope.name, b"")
+        name, upstream = envelope.name, connection.upstream
+        schema = connection.schemas.get(name) if connection.schemas is not None else b""
+        if not schema and upstream in self._listed:
+            schema = self._listed[upstream].get(name)
+        if not schema:
+            schema = self.hub.catalogue.tools(upstream).get(name, b"")
+        if not schema:
+            self._say_once(upstream, "a tool is called whose schema isn't known; its arguments are not validated")
+        return schema if len(schema) <= MOST_BYTES else TOO_LONG
+
+    def listed(self, connection: Connection, raw: bytes, *, kept: bool) -> None:
+        """A server has answered ``tools/list``.
+
+        Args:
+            kept: by the catalogue, whose schemas are every session's.
+        """
+        if not self._checks.validates:
+            return
+        upstream = connection.upstream
+        if len(raw) > LONGEST_LIST:
+            self._say_once(upstream, f"its list of tools is longer than {LONGEST_LIST} bytes, and isn't read")
+            return
+        schemas, private = input_schemas(raw)
+        if kept:  # and newer than what is here
+            for name in schemas:
+                for known in (connection.schemas, self._listed.get(upstream)):
+                    if known is not None:
+                        known.forget(name)
+            return
+        if private or (connection.route is not None and connection.route.per_session):
+            if connection.schemas is None:
+                connection.schemas = ToolSchemas(OF_A_SESSION)
+            known = connection.schemas
+        else:
+            known = self._listed.setdefault(upstream, ToolSchemas(OF_AN_UPSTREAM))
+        if not known.learn(schemas):
+            self._say_once(upstream, "its tools' schemas are too many to be kept; not all of them are validated")
+
+    def _say_once(self, upstream: str, what: str) -> None:
+        if (upstream, what) not in self._said:
+            self._said.add((upstream, what))
+            log.warning("%s: %s", upstream, what)
 
     def condemn(self, connection: Connection, schema: bytes) -> None:
         """The validator died of a message with that schema, twice: from now on it counts as one that can't be used."""

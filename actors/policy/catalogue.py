@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from enum import Enum
+from itertools import islice
 from typing import Final
 
 import attrs
@@ -40,6 +41,7 @@ MAX_TOOLS: Final = 10_000  # whose schemas are looked up
 _MAX_CURSOR: Final = 1024  # characters
 _DIGEST_SIZE: Final = 16
 _ERAS: Final = frozenset({*LEGACY_VERSIONS, MODERN_VERSION, NO_HANDSHAKE})
+_SCOPE_FOLDED: Final = "cacheScope".casefold()
 _OWN_PREFIX: Final = "portcullis/"
 _READ: Final = frozenset({"cacheScope", "resultType", "_meta"})
 _READ_FOLDED: Final = frozenset(key.casefold() for key in _READ)
@@ -252,6 +254,20 @@ class Catalogue:
             upstream: {"answers": len(entries), "bytes": self._sizes.get(upstream, 0)}
             for upstream, entries in self._entries.items()
         }
+
+
+def input_schemas(raw: bytes) -> tuple[dict[str, bytes], bool]:
+    """Of a whole answer to ``tools/list``: the raw ``inputSchema`` by the tool's name, and whether it is for this
+    client only. Empty for an answer that can't be read."""
+    try:
+        result = decode_object(raw)["result"]
+        members = decode_object(result)
+        private = any(
+            key.casefold() == _SCOPE_FOLDED and text_of(value) != "public" for key, value in members.items()
+        )
+        return dict(islice(_schemas(bytes(result)), MAX_TOOLS)), private
+    except (KeyError, msgspec.DecodeError, RecursionError):
+        return {}, False
 
 
 def _schemas(result: bytes) -> Iterator[tuple[str, bytes]]:

@@ -17,7 +17,7 @@ import msgspec
 from ipc.messages import Envelope
 
 from .eras import LISTEN, META_LOG_LEVEL, META_SUBSCRIPTION, META_VERSION
-from .members import DuplicateKey, Span, decode_object, is_utf8, locate, nested_deeper, text_of
+from .members import DuplicateKey, Span, decode_object, is_error_object, is_utf8, locate, nested_deeper, text_of
 from .pollution import find_pollution, may_pollute
 from .server_message import UpstreamMessage, parse_upstream
 
@@ -32,6 +32,7 @@ __all__ = [
     "error_reply",
     "fast_path",
     "flatten",
+    "has_no_id",
     "id_key",
     "is_valid_id",
     "parse_client",
@@ -83,6 +84,13 @@ _ID_AT_TAIL = re.compile(
     rb'[,{]\s*+"id"\s*+:\s*+' + _ANY_ID + rb'(?:\s*+,\s*+"(?:jsonrpc|method)"\s*+:\s*+"[^"\\]*+")*+\s*+\}\s*+\Z'
 )
 _TAIL_BYTES = 512
+# A notification in the order of members that libraries write: nothing but these before its params, and nothing but
+# the version behind.
+_NOTIFICATION_HEAD = re.compile(
+    rb'\s*+\{\s*+(?:"(?:jsonrpc|method)"\s*+:\s*+"(?:[^"\\]++|\\.)*+"\s*+,\s*+)++"params"\s*+:', re.DOTALL
+)
+_ODD_ID = re.compile(rb'"id"\s*+:\s*+[{\[]')
+_NOTIFICATION_TAIL = re.compile(rb'[}\]]\s*+(?:,\s*+"jsonrpc"\s*+:\s*+"2\.0"\s*+)?\}\s*+\Z')
 
 
 class Refusal(Exception):
@@ -277,7 +285,25 @@ def _too_deep(raw: bytes) -> Refusal:
     """Too deep even to be decoded: whether the rest is well-formed, nobody will know."""
     found = _ID_AT_HEAD.match(raw) or _ID_AT_TAIL.search(raw, max(0, len(raw) - _TAIL_BYTES))
     id_raw = found[1] if found is not None else b"null"
-    return Refusal(INVALID_REQUEST, "Invalid Request: nested too deep", rule="depth", id=id_raw)
+    return Refusal(
+        INVALID_REQUEST,
+        "Invalid Request: nested too deep",
+        rule="depth",
+        id=id_raw,
+        notification=found is None and has_no_id(raw, raw[-_TAIL_BYTES:]),
+    )
+
+
+def has_no_id(head: bytes, tail: bytes) -> bool:
+    """Whether the ends of a message, as far as they are known, show that it is a notification.
+
+    A member that JSON-RPC doesn't have could stand behind its params, and an id before that: nobody writes that.
+    """
+    begins = _NOTIFICATION_HEAD.match(head)
+    if begins is None or b'"method"' not in begins[0]:
+        return False
+    tail = tail[-_TAIL_BYTES:]
+    return _NOTIFICATION_TAIL.search(tail) is not None and _ODD_ID.search(tail) is None
 
 
 def _own_id(members: Mapping[str, msgspec.Raw]) -> bytes:
@@ -304,22 +330,9 @@ def _response(
         raise refusal(INVALID_REQUEST, "Invalid Request: neither a request nor a response", rule="shape")
     if "id" not in members:
         raise refusal(INVALID_REQUEST, "Invalid Request: a response without an id", rule="id")
-    if "error" in members and not _is_error_object(members["error"]):
+    if "error" in members and not is_error_object(members["error"]):
         raise refusal(INVALID_REQUEST, "Invalid Request: not an error object", rule="shape")
     return Envelope("response", id=bytes(members["id"]), id_at=spans["id"][0])
-
-
-def _is_error_object(value: msgspec.Raw) -> bool:
-    try:
-        error = decode_object(value)
-    except msgspec.ValidationError:
-        return False
-    return (
-        "code" in error
-        and _INTEGER.match(bytes(error["code"])) is not None
-        and "message" in error
-        and text_of(error["message"]) is not None
-    )
 
 
 def _read_params(raw: bytes, at: int, end: int, params: dict[str, msgspec.Raw], method: str) -> _Fields:

@@ -22,6 +22,7 @@ _WS = rb"[ \t\n\r]*+"
 # Possessive quantifiers (3.11): a client's text must not be able to make a pattern backtrack.
 STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _KEY = re.compile(_WS + rb"[{,]" + _WS + STRING + _WS + rb":" + _WS, re.DOTALL)
+_INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*+)\Z")
 _END = re.compile(_WS + rb"\}" + _WS + rb"\Z")
 _EMPTY = re.compile(_WS + rb"\{" + _WS + rb"\}" + _WS + rb"\Z")
 _NESTING = bytes.maketrans(b"[]", b"{}")
@@ -55,6 +56,20 @@ def text_of(value: msgspec.Raw | bytes) -> str | None:
         return _TEXT.decode(value)
     except msgspec.ValidationError:
         return None
+
+
+def is_error_object(value: bytes | memoryview | msgspec.Raw) -> bool:
+    """Whether a well-formed JSON value is an error object: integer ``code``, string ``message`` (JSON-RPC §5.1)."""
+    try:
+        error = decode_object(value)
+    except msgspec.ValidationError:
+        return False
+    return (
+        "code" in error
+        and _INTEGER.match(bytes(error["code"])) is not None
+        and "message" in error
+        and text_of(error["message"]) is not None
+    )
 
 
 def locate(raw: bytes, at: int, end: int, members: Mapping[str, msgspec.Raw]) -> dict[str, Span]:

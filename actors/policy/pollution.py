@@ -11,6 +11,9 @@ import re
 
 from .members import STRING, text_of
 
+_LONGEST_PART = 64  # characters
+_LONGEST_POINTER = 512
+
 
 def _spelled(word: str) -> bytes:
     """A pattern for a word each of whose characters may be a ``\\u`` escape."""
@@ -39,6 +42,8 @@ def may_pollute(raw: bytes) -> bool:
 def find_pollution(raw: bytes, at: int, end: int) -> str | None:
     """The JSON pointer (RFC 6901), from ``raw[at:end]``, of the first polluting key; None when there is none.
 
+    Long keys are cut, and so is the pointer: it is for people.
+
     The slice must be one well-formed JSON value.
     """
     if _PROTO.search(raw, at, end) is None and (
@@ -58,7 +63,8 @@ def _pointer(raw: bytes, at: int, end: int) -> str | None:
             key = text_of(token.group(1)) or ""
             path[-1] = key
             if key == "__proto__" or (key == "prototype" and len(path) > 1 and path[-2] == "constructor"):
-                return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+                parts = (str(part)[:_LONGEST_PART].replace("~", "~0").replace("/", "~1") for part in path)
+                return "".join("/" + part for part in parts)[:_LONGEST_POINTER]
         elif mark == 0x7B:
             path.append("")
         elif mark == 0x5B:

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from .eras import META_SUBSCRIPTION
-from .members import DuplicateKey, Span, decode_object, is_utf8, locate, text_of
+from .members import DuplicateKey, Span, decode_object, is_error_object, is_utf8, locate, text_of
 
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _PLAIN_ID = rb'(-?(?:0|[1-9][0-9]{0,18})|"[A-Za-z0-9_.:/+=-]{0,128}")'
@@ -83,8 +83,11 @@ def _plain_response(raw: bytes) -> UpstreamMessage | None:
         id_at = tail.start(1)
     if _SUBSCRIPTION in raw:
         return None
+    value = memoryview(raw)[head.end() : end]
     try:
-        _RAW.decode(memoryview(raw)[head.end() : end])
+        _RAW.decode(value)
+        if body == b"error" and not is_error_object(value):
+            return None
     except msgspec.DecodeError:
         return None
     return UpstreamMessage("response", id_raw, id_at, error=body == b"error")
@@ -98,9 +101,11 @@ def _any_message(raw: bytes) -> UpstreamMessage:
     id_raw = bytes(members["id"]) if "id" in members else b""
     id_at = spans["id"][0] if "id" in members else -1
     if "method" not in members:
-        if not id_raw or not ("result" in members or "error" in members):
+        error = "error" in members
+        if not id_raw or error == ("result" in members):
             raise ValueError("neither a request nor a response")
-        error = "error" in members and bytes(members["error"]) != b"null"
+        if error and not is_error_object(members["error"]):
+            raise ValueError("its error is no error object")
         subscription, subscription_at = _subscription(raw, spans.get("result"))
         return UpstreamMessage(
             "response", id_raw, id_at, error=error, subscription=subscription, subscription_at=subscription_at

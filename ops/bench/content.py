@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from actors.policy.content.effort import LIGHT, Effort
 from actors.policy.content.linear import compiled
 from actors.policy.content.patterns import TEXT, decoded
 from actors.policy.content.screen import Screen
@@ -126,7 +127,7 @@ def ordinary() -> None:
     rounds = 20_000
     started = time.process_time()
     for _ in range(rounds):
-        screen.check(raw, "tools/call", "search", light=True)
+        screen.check(raw, "tools/call", "search", Effort(LIGHT))
     print(f"\nan ordinary message of {len(raw)} bytes: {(time.process_time() - started) / rounds * 1e6:.2f} µs")
 
 

@@ -4,6 +4,7 @@ A quiet client asks ``ping`` now and then, first alone, then while another clien
 server of its own, through the same edge and bridge,
 
 - hostile strings: calls with 1 MB of what makes backtracking patterns slow, one after the other;
+- encoded strings: calls with 249 KB of percent-encoding, just small enough to be parsed between two turns;
 - 10 MB bodies: the largest calls that pass, one after the other;
 - 300,000 empty fragments, and 50,000 pings: as fast as they go, with a new connection whenever it is cut off.
 
@@ -40,6 +41,7 @@ class Load:
 
 LOADS = (
     Load("1 MB hostile strings", "hostile", 0),
+    Load("249 KB encoded strings", "encoded", 0),
     Load("10 MB bodies", "bodies", 0),
     Load("300,000 empty fragments", "fragments", 300_000),
     Load("50,000 pings", "pings", 50_000),
@@ -52,6 +54,8 @@ def call(text: bytes) -> bytes:
 
 
 HOSTILE = (b"on" * 64 + b"<ScRiPt\\u003e ../%2e%2e/ ' oR 1=1 -- " + b"a" * 64) * (MIB // 230)
+
+TEXTS = {"hostile": HOSTILE, "encoded": b"%41x" * 62_000, "bodies": b"x" * (10 * MIB - 200)}
 
 
 async def attack(gateway: Gateway, kind: str, amount: int, seconds: float) -> int:
@@ -66,8 +70,8 @@ async def attack(gateway: Gateway, kind: str, amount: int, seconds: float) -> in
                 continue
             async with client.stream:
                 try:
-                    if kind in ("hostile", "bodies"):
-                        raw = client.framed(call(HOSTILE if kind == "hostile" else b"x" * (10 * MIB - 200)))
+                    if kind in TEXTS:
+                        raw = client.framed(call(TEXTS[kind]))
                         while True:
                             await client.stream.send_all(raw)
                             await client.next()

@@ -6,7 +6,9 @@ Every mistake is reported, with its place. What is no mistake, but can't be what
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -89,7 +91,12 @@ def _document(rules: Rules, path: Path) -> object:
         return members
 
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: opening must not wait for the other end of something that is no regular file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                rules.wrong(str(path), "is no regular file")
+                return None
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             rules.wrong(str(path), f"is longer than {_MOST_BYTES} bytes")

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.policy.content import decoding, paths
+from actors.policy.content.effort import Effort
 from actors.policy.content.screen import Screen, Verdict
 from actors.policy.jsonrpc import splice
 from ipc.content import ContentRules, ModeRule
@@ -35,7 +36,7 @@ STRIP = Screen("flag", ContentRules(rules=(ModeRule("s", "strip", (), pointers=(
 
 
 class _Always:
-    def Match(self, _text: bytes) -> list[int]:  # noqa: N802
+    def find(self, _text: bytes) -> list[int]:
         return [0]
 
 
@@ -109,7 +110,7 @@ def test_any_path_has_a_verdict(text: str) -> None:
     """With roots and without; and decoding ends."""
     assert paths.fault(text, ()) in ("", paths.TRAVERSAL)
     assert paths.fault(text, ("/srv",)) in ("", paths.TRAVERSAL, paths.OUTSIDE)
-    found, _ = decoding.views(text.encode())
+    found, _ = decoding.views(text.encode(), Effort.unbounded())
     assert len(found) <= decoding.ROUNDS
     for view in found:
         view.decode()

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
-from actors.policy.content import secrets
+from actors.policy.content import linear, secrets
+from actors.policy.content.checks import Checks
+from actors.policy.content.effort import LIGHT, Effort, TooMuch
 from actors.policy.content.paths import fault, is_path_name
 from actors.policy.content.screen import (
-    LIGHT_LOOKED_AT,
-    LIGHT_TOKENS,
     MOST_EDITS,
+    MOST_FLAGGED,
     MOST_LOOKED_AT,
     Screen,
-    TooMuch,
     Verdict,
 )
-from actors.policy.jsonrpc import splice
+from actors.policy.jsonrpc import Refusal, parse_client, splice
 from ipc.content import DETECTORS, LIMIT, ContentRules, FieldRule, ModeRule
 from ipc.globs import parse
+from ipc.settings import Settings
 
 FLAG = Screen("flag", ContentRules(), production=False)
 BLOCK = Screen("block", ContentRules(), production=False)
@@ -32,7 +33,7 @@ def call(arguments: Any) -> bytes:
 
 
 def check(screen: Screen, arguments: Any, *, light: bool = False) -> Verdict | None:
-    return screen.check(call(arguments), "tools/call", "t", light=light)
+    return screen.check(call(arguments), "tools/call", "t", Effort(LIGHT) if light else None)
 
 
 def rules(arguments: Any) -> set[str]:
@@ -220,16 +221,20 @@ def test_production_refuses_traversal_and_flags_the_rest() -> None:
     screen = Screen("flag", ContentRules(), production=True)
     assert not check(screen, {"a": "<script>' OR 1=1 --"}).refused  # type: ignore[union-attr]
     assert check(screen, {"path": "../../x"}).refused  # type: ignore[union-attr]
+    roots = Screen("flag", ContentRules(roots=("/srv",)), production=True)
+    for path in ("/etc/passwd", "/srv/../etc", "C:\\x", "file:///etc/passwd"):
+        assert check(roots, {"path": path}).refused  # type: ignore[union-attr]
+    assert check(roots, {"path": "/srv/x"}) is None
 
 
 def test_too_much_is_left_to_others_and_then_refused() -> None:
     """A light check gives up early; a whole one says what it left out, and refuses where it could have refused."""
-    many = ["a &amp; b"] * (LIGHT_LOOKED_AT + 1)
+    many = ["a &amp; b"] * 500
     with pytest.raises(TooMuch):
         check(BLOCK, {"a": many}, light=True)
     assert check(BLOCK, {"a": many}) is None
     with pytest.raises(TooMuch):
-        check(BLOCK, {"a": ["x"] * LIGHT_TOKENS + ["<script>"]}, light=True)
+        check(BLOCK, {"a": ["x"] * 5_000 + ["<script>"]}, light=True)
     beyond = ["a &amp; b"] * (MOST_LOOKED_AT + 1)
     refused = check(BLOCK, {"a": beyond})
     assert refused is not None
@@ -237,6 +242,53 @@ def test_too_much_is_left_to_others_and_then_refused() -> None:
     flagged = check(FLAG, {"a": beyond})
     assert flagged is not None
     assert [(finding.rule, finding.mode) for finding in flagged.findings] == [(LIMIT, "flag")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"a": "%41x" * 62_000},
+        {"a": "&#60;x" * 40_000},
+        {"a": "%u0041x" * 35_000},
+        {"path": "a/../" * 48_000},
+        {"path": "..／" * 48_000},
+        {"a": ["' or 1=1 -- "] * 16_000},
+        {"a": [{}] * 60_000, "b": "<script>"},
+        {f"<script>{number}": 1 for number in range(12_000)},
+    ],
+)
+def test_no_light_check_takes_long(arguments: Any) -> None:
+    """What takes long to look at is left to others before the work is done, wherever the work is."""
+    for screen in (FLAG, BLOCK, Screen("flag", ContentRules(roots=("/srv",)), production=True)):
+        with pytest.raises(TooMuch):
+            check(screen, arguments, light=True)
+        small = {key: value[: len(value) // 400] if not isinstance(value, int) else value
+                 for key, value in list(arguments.items())[:30]}  # fmt: skip
+        check(screen, small, light=True)
+
+
+class _Starved:
+    def Match(self, _text: bytes) -> None:  # noqa: N802 - as RE2 has it
+        return None
+
+
+def test_running_out_of_memory_is_not_finding_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RE2 says the same of both; a light check is left to others then, and a whole one fails."""
+    patterns = linear.pattern_set(["a", "b"])
+    assert patterns.find(b"xbx") == [1]
+    assert patterns.find(b"") == []
+    monkeypatch.setattr(patterns, "_set", _Starved())
+    with pytest.raises(MemoryError):
+        patterns.find(b"x")
+    checks = Checks(Settings())
+    assert checks.screen is not None
+    monkeypatch.setattr(checks.screen._suspicious, "_set", _Starved())
+    raw = call({"a": 1})
+    envelope = parse_client(raw)
+    with pytest.raises(TooMuch):
+        checks.light(raw, envelope, b"", Effort(LIGHT))
+    with pytest.raises(MemoryError):
+        checks.whole(raw, envelope, b"")
 
 
 def strips(**globs: str) -> Screen:
@@ -250,6 +302,8 @@ def strips(**globs: str) -> Screen:
         ("<<script script>", ">"),  # what is left together is looked at again
         ("%3Cscript%3E", ""),  # what can't be cut out takes the whole value with it
         ("é <script x 😀", "é  x 😀"),
+        ("a\U000e0041\U000e0042b\U000e0043", "ab"),  # and nothing that stands before it
+        ("a\u202e\U000e0041 \U0001f3f4\U000e0067\U000e007f b\u2066", "a \U0001f3f4\U000e0067\U000e007f b"),
     ],
 )
 def test_stripping(text: str, left: str) -> None:
@@ -260,6 +314,33 @@ def test_stripping(text: str, left: str) -> None:
     stripped = splice(raw, verdict.edits)
     assert json.loads(stripped)["params"]["arguments"] == {"x": left, "y": "<script>"}
     assert [(finding.mode, finding.pointer[-1]) for finding in verdict.findings] == [("strip", "x"), ("flag", "y")]
+
+
+def test_stripping_is_never_skipped() -> None:
+    """What there was no time for is refused where it could have had to be stripped, and what is stripped is told
+    however much is flagged before it."""
+    screen = strips(pointers="/params/arguments/x")
+    refused = check(screen, {"a": ["a &amp; b"] * (MOST_LOOKED_AT + 1), "x": "<script>"})
+    assert refused is not None
+    assert (refused.refused, refused.findings[0].rule) == (True, LIMIT)
+    verdict = check(screen, {"a": ["<script>"] * (2 * MOST_FLAGGED), "x": "<script>"})
+    assert verdict is not None
+    assert len(verdict.edits) == 1
+    assert [finding.mode for finding in verdict.findings] == ["flag"] * MOST_FLAGGED + ["strip"]
+
+
+def test_a_schema_sees_what_is_left() -> None:
+    """What is stripped from a message is not what its tool gets."""
+    content = ContentRules(rules=(rule("strip", pointers="/params/arguments/x"),))
+    checks = Checks(Settings(content_policy="strip", content=content, schema_validation="block"))
+    raw = call({"x": "ab<script"})
+    schema = b'{"properties":{"x":{"maxLength":5}}}'
+    for check_it in (checks.whole, lambda *message: checks.light(*message, Effort(LIGHT))):
+        findings, edits = check_it(raw, parse_client(raw), schema)
+        assert [finding.rule for finding in findings] == ["script-tag"]
+        assert len(edits) == 1
+        with pytest.raises(Refusal):
+            check_it(raw, parse_client(raw), b'{"properties":{"x":{"minLength":5}}}')
 
 
 def test_what_cannot_be_stripped_is_refused() -> None:
@@ -301,3 +382,20 @@ def test_secrets() -> None:
         escaped = "".join(f"\\u{ord(character):04x}" for character in text)
         assert secrets.find(b'{"a":"%b"}' % escaped.encode()) == name
     assert [text for text in NO_SECRETS if secrets.find(json.dumps(text).encode())] == []
+
+
+def test_secrets_in_members_that_come_twice() -> None:
+    """No member hides another, however either is written."""
+    key = SECRETS["secret-github-token"]
+    written = f"\\u{ord(key[0]):04x}{key[1:]}"
+    for text in (key, written, written.replace("_", "\\u005F")):
+        for raw in (f'{{"a":"{text}","a":"\\u0041"}}', f'{{"a":"\\u0041","a":"{text}","a":""}}'):
+            assert secrets.find(raw.encode()) == "secret-github-token"
+    assert secrets.find(b'{"a":"whsec_%b\\/%b"}' % (b"a" * 20, b"b" * 20)) == "secret-stripe-key"
+
+
+def test_an_answer_that_takes_long_to_look_through_is_not_cleared() -> None:
+    """It is told apart from one in which nothing was found."""
+    for raw in (b'"%b"' % (b"x" * secrets.MOST_BYTES), b'"%b"' % (b"\\u0041" * (secrets.MOST_ESCAPES + 1))):
+        assert secrets.find(raw) == LIMIT
+    assert secrets.find(b'"%b"' % (b"x" * (secrets.MOST_BYTES - 2))) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,13 @@ def test_only_who_decides_by_the_rules_gets_them(tmp_path: Path) -> None:
         assert settings.for_role(role).content == rules  # type: ignore[arg-type]
     for role in ("policy", "bridge", "admin"):
         assert settings.for_role(role).content == ContentRules()  # type: ignore[arg-type]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, and a directory, are mistakes like others."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(ConfigurationError) as caught:
+            load((), {"CONTENT_POLICY_RULES": str(path)}, tmp_path)
+        assert [problem.variable for problem in caught.value.problems] == ["CONTENT_POLICY_RULES"]

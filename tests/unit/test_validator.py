@@ -166,11 +166,23 @@ async def test_a_verdict_too_long_for_a_packet(field: str) -> None:
     async with running() as bench:
         invalid = await bench.ask(bench.ours[0], raw.encode())
         assert isinstance(invalid, Invalid)
-        assert (invalid.code, invalid.id, invalid.rule) == (-32600, b"null", "field-length")
+        own = b"null" if field == "id" else b'"1"'
+        assert (invalid.code, invalid.id, invalid.rule) == (-32600, own, "field-length")
         raw = f'{{"jsonrpc":"1.0","id":"{long}","method":"m"}}'
         invalid = await bench.ask(bench.ours[0], raw.encode())
         assert isinstance(invalid, Invalid)
         assert (invalid.code, invalid.id, invalid.rule) == (-32600, b"null", "version")
+
+
+async def test_a_long_pointer_is_cut() -> None:
+    """It says roughly where, and the refusal has the message's own id."""
+    async with running() as bench:
+        raw = b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"%b":{"__proto__":1}}}' % (b"k" * 300_000)
+        invalid = await bench.ask(bench.ours[0], raw)
+        assert isinstance(invalid, Invalid)
+        assert (invalid.code, invalid.id, invalid.rule) == (422, b"5", "prototype-pollution")
+        pointer = msgspec.json.decode(invalid.data)["pointer"]
+        assert pointer == "/params/" + "k" * 64 + "/__proto__"
 
 
 async def test_no_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

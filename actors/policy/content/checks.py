@@ -10,14 +10,15 @@ from typing import Final
 
 import msgspec
 
-from actors.policy.jsonrpc import CONTENT_REFUSED, Refusal
+from actors.policy.jsonrpc import CONTENT_REFUSED, Refusal, splice
 from actors.policy.members import decode_object
 from ipc.content import SCHEMA, Mode, decide
 from ipc.messages import Envelope
 from ipc.settings import Settings
 
+from .effort import Effort, TooMuch
 from .schema import Schemas
-from .screen import Finding, Screen, TooMuch, Verdict
+from .screen import Finding, Screen, Verdict
 
 CALL: Final = "tools/call"
 Edits = Sequence[tuple[int, int, bytes]]
@@ -40,14 +41,17 @@ class Checks:
         """A check with that schema took the validator's process down, twice."""
         self._schemas.condemn(schema)
 
-    def light(self, raw: bytes, envelope: Envelope, schema: bytes) -> tuple[Sequence[Finding], Edits]:
-        """``whole``, as long as that is quick.
+    def light(self, raw: bytes, envelope: Envelope, schema: bytes, effort: Effort) -> tuple[Sequence[Finding], Edits]:
+        """``whole``, as long as that costs no more than the effort.
 
         Raises:
             TooMuch
             Refusal
         """
-        return self._check(raw, envelope, schema, light=True)
+        try:
+            return self._check(raw, envelope, schema, effort)
+        except MemoryError:
+            raise TooMuch from None
 
     def whole(self, raw: bytes, envelope: Envelope, schema: bytes) -> tuple[Sequence[Finding], Edits]:
         """What was found in a message that may go on, and what is to be replaced in it first.
@@ -57,17 +61,22 @@ class Checks:
 
         Raises:
             Refusal
+            MemoryError
         """
-        return self._check(raw, envelope, schema, light=False)
+        return self._check(raw, envelope, schema, None)
 
-    def _check(self, raw: bytes, envelope: Envelope, schema: bytes, *, light: bool) -> tuple[Sequence[Finding], Edits]:
+    def _check(
+        self, raw: bytes, envelope: Envelope, schema: bytes, effort: Effort | None
+    ) -> tuple[Sequence[Finding], Edits]:
         tool = envelope.name if envelope.method == CALL else ""
         verdict: Verdict | None = None
         if self.screen is not None:
-            verdict = self.screen.check(raw, envelope.method, tool, light=light)
+            verdict = self.screen.check(raw, envelope.method, tool, effort)
             if verdict is not None and verdict.refused:
                 raise _refusal(envelope, verdict.findings[0])
-        misfit = self._misfit(raw, envelope, tool, schema, light=light) if schema else None
+        if schema and verdict is not None and verdict.edits:
+            raw = splice(raw, verdict.edits)  # what the tool will get
+        misfit = self._misfit(raw, envelope, tool, schema, effort) if schema else None
         if misfit is not None and misfit.mode == "block":
             raise _refusal(envelope, misfit)
         findings = verdict.findings if verdict is not None else ()
@@ -75,7 +84,7 @@ class Checks:
             findings = (*findings, misfit)
         return findings, verdict.edits if verdict is not None else ()
 
-    def _misfit(self, raw: bytes, envelope: Envelope, tool: str, text: bytes, *, light: bool) -> Finding | None:
+    def _misfit(self, raw: bytes, envelope: Envelope, tool: str, text: bytes, effort: Effort | None) -> Finding | None:
         if envelope.kind != "request" or envelope.method != CALL:
             return None
         schema, reason = self._schemas.of(text)
@@ -84,8 +93,10 @@ class Checks:
                 self.unusable.append(f"the inputSchema of tool {tool[:64]!a} can't be used: it is {reason}")
             return self._finding(envelope, tool, "/params/name")
         arguments = _arguments(raw)
-        if light and schema.is_heavy_for(len(arguments)):
-            raise TooMuch
+        if effort is not None:
+            if schema.is_heavy_for(len(arguments)):
+                raise TooMuch
+            effort.spend(schema.cost(len(arguments)))
         fault = schema.fault(arguments)
         return None if fault is None else self._finding(envelope, tool, f"/params/arguments{fault}")
 
@@ -115,4 +126,3 @@ def _refusal(envelope: Envelope, finding: Finding) -> Refusal:
         notification=envelope.kind != "request",
         data={"rule": finding.rule, "pointer": finding.pointer},
     )
-

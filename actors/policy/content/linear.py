@@ -13,7 +13,7 @@ class Match(Protocol):
 
     def end(self) -> int: ...
 
-    def span(self) -> tuple[int, int]: ...
+    def span(self, group: int = 0) -> tuple[int, int]: ...
 
     def group(self, group: int = 0) -> str: ...
 
@@ -28,12 +28,31 @@ class Pattern(Protocol):
     def finditer(self, text: bytes | str) -> Iterator[Match]: ...
 
 
-class PatternSet(Protocol):
-    """Several patterns in one automaton."""
+class PatternSet:
+    """Several patterns in one automaton.
 
-    def Match(self, text: bytes) -> Sequence[int] | None:  # noqa: N802 - RE2's own name
-        """Which of them are somewhere in the text: their numbers, in any order; None or nothing when none is."""
-        ...
+    RE2 tells "none of them" and "I ran out of memory" in the same way. So one more pattern is among them, which is
+    in every text: where even that isn't found, nothing is known of the text.
+    """
+
+    def __init__(self, patterns: Sequence[str], options: re2.Options) -> None:
+        self._set = re2.Set.SearchSet(options)
+        for pattern in (*patterns, "(?:)"):
+            self._set.Add(pattern)
+        self._set.Compile()
+        self._witness = len(patterns)
+
+    def find(self, text: bytes) -> Sequence[int]:
+        """Which of them are somewhere in the text: their numbers, in any order.
+
+        Raises:
+            MemoryError
+        """
+        found: list[int] | None = self._set.Match(text)
+        if not found:
+            raise MemoryError("a text can't be searched: RE2 is out of memory")
+        found.remove(self._witness)
+        return found
 
 
 def _options(*, ignore_case: bool, groups: bool) -> re2.Options:
@@ -50,8 +69,4 @@ def compiled(pattern: str | bytes, *, ignore_case: bool = False, groups: bool = 
 
 
 def pattern_set(patterns: Sequence[str], *, ignore_case: bool = False) -> PatternSet:
-    found = re2.Set.SearchSet(_options(ignore_case=ignore_case, groups=False))
-    for pattern in patterns:
-        found.Add(pattern)
-    found.Compile()
-    return cast("PatternSet", found)
+    return PatternSet(patterns, _options(ignore_case=ignore_case, groups=False))

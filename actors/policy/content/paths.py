@@ -15,11 +15,12 @@ from .linear import compiled
 OUTSIDE: Final = "path-outside-roots"
 TRAVERSAL: Final = "path-traversal"
 
-# Characters that some systems fold into the plain ones (by NFKC or a code page's best fit).
-_FOLDED: Final = str.maketrans(
+FOLDED: Final = (
     {"．": ".", "․": ".", "‥": "..", "…": "...", "／": "/", "⁄": "/", "∕": "/", "⧸": "/", "＼": "\\", "∖": "\\",
-     "﹨": "\\", "\0": None}
+     "﹨": "\\"}
 )  # fmt: skip
+"""Characters that some systems fold into the plain ones (by NFKC or a code page's best fit)."""
+_PLAIN: Final = str.maketrans({**FOLDED, "\0": ""})
 _DRIVE: Final = compiled(r"[A-Za-z]:")
 _SCHEME: Final = compiled(r"([A-Za-z][A-Za-z0-9+.-]{1,31}):(//[^/\\]*)?", groups=True)
 _WEB: Final = frozenset({"http", "https", "ws", "wss", "data", "mailto", "urn"})
@@ -31,10 +32,11 @@ _PATH_WORDS: Final = frozenset(
 )  # fmt: skip
 _PATH_ENDS: Final = ("filepath", "filename", "pathname")
 _URI_WORDS: Final = frozenset({"uri", "uris"})
-_LINE_NAMES: Final = frozenset(
+LINE_NAMES: Final = frozenset(
     {"header", "headers", "cookie", "cookies", "host", "url", "urls", "uri", "uris", "subject", "email", "recipient",
      "recipients", "to", "from", "cc", "bcc"}
 )  # fmt: skip
+"""Of fields that hold one line, in lower case."""
 _LONGEST_NAME: Final = 64
 
 
@@ -48,12 +50,12 @@ def is_path_name(key: str) -> bool:
 
 def is_line_name(key: str) -> bool:
     """Whether a field of that name holds one line: ``subject``, ``url`` …"""
-    return len(key) <= _LONGEST_NAME and key.lower() in _LINE_NAMES
+    return len(key) <= _LONGEST_NAME and key.lower() in LINE_NAMES
 
 
 def fault(text: str, roots: Sequence[str]) -> str:
     """What is wrong with a path, or a URI that holds one: TRAVERSAL, OUTSIDE or nothing. Linear in its length."""
-    path = text.strip().translate(_FOLDED)
+    path = text.strip().translate(_PLAIN)
     scheme = _SCHEME.match(path)
     if scheme is not None:
         name = scheme.group(1).lower()
@@ -74,6 +76,12 @@ def fault(text: str, roots: Sequence[str]) -> str:
     if any(place == root or root == "/" or place.startswith(f"{root}/") for root in _comparable(roots, drive)):
         return ""
     return TRAVERSAL if dotted else OUTSIDE
+
+
+def segments_at_most(text: bytes) -> int:
+    """How many segments such a path has at most; what takes the time."""
+    folded = 0 if text.isascii() else text.count(b"\xe2") + text.count(b"\xef")
+    return text.count(b"/") + text.count(b"\\") + folded + 1
 
 
 def _comparable(roots: Sequence[str], drive: bool) -> Sequence[str]:

@@ -11,9 +11,12 @@ the renderings. No pattern can match a NUL, which parts the strings of one messa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
+from .decoding import NAMES
 from .linear import PatternSet, pattern_set
+from .paths import FOLDED, LINE_NAMES
 
 _DECODED: Final = {
     "s": r"[ \t\n\r\f]",
@@ -130,18 +133,38 @@ TEXT: Final[dict[str, str]] = {
 }
 """By detector; the order is that in which findings of one string are told."""
 
-ENCODED: Final = r"%[0-9a-f][0-9a-f]|%u[0-9a-f]{4}|&#|&[a-z]{2,8};"
-"""Other ways of writing a character, which a receiver may resolve."""
+CUTS: Final[dict[str, tuple[str, ...]]] = {
+    "hidden-text": (
+        "([\u202a-\u202e\u2066-\u2069]+)",
+        "(?:^|[^\U0001f3f4\U000e0000-\U000e007f])([\U000e0000-\U000e007f]+)",
+    ),
+}
+"""Of detectors whose match isn't all to be cut out: what is, as the group of each of these."""
 
-_ESCAPED: Final = r"\\u(?:00|20|d[bB]40|ff|22)"  # of JSON, for what any detector looks for
-_DOTS: Final = (
-    r"\.\.(?:\\?/|\\\\|;|\"|%)|\.\.\.\.|[\x{ff0e}\x{2024}\x{2025}]"  # a path that may climb
+ENCODED: Final = r"%[0-9a-f][0-9a-f]|%u[0-9a-f]{4}|&#|&(?:" + "|".join(sorted(NAMES)) + ")"
+"""Other ways of writing a character, which a receiver may resolve; all of ``decoding``'s, and more."""
+
+
+def _class(characters: Iterable[str]) -> str:
+    return "[" + "".join(rf"\x{{{ord(character):x}}}" for character in characters) + "]"
+
+
+# What is stripped from the ends of a path, and what counts as a plain dot or slash in it.
+_BLANKS: Final = [chr(code) for code in range(0x10000) if chr(code).isspace()]
+_FOLDED: Final = [character for character in FOLDED if not character.isascii()]
+# RE2 takes these for s and k where case is ignored, and so does ``str.lower`` for the second.
+_LIKE_ASCII: Final = ["\u017f", "\u212a"]
+# Every character that some detector looks for may be an escape: U+0000 to U+00FF, U+2000 to U+20FF, tag characters,
+# and those of the above that are elsewhere.
+_ESCAPED: Final = r"\\u(?:00|20|db40|" + "|".join(
+    sorted(f"{ord(character):04x}" for character in (*_BLANKS, *_FOLDED, *_LIKE_ASCII) if ord(character) > 0xFF)
+) + ")"  # fmt: skip
+_BLANK: Final = rf"(?:{_class(_BLANKS)}|\\[nrtf])"
+_DOTS: Final = (  # the last two of a segment that may climb, or what may be dots or slashes
+    rf'\.\.{_BLANK}*[/\\;"%&]|{_class(_FOLDED)}'
 )
-_BLANK: Final = (  # what is stripped from the front of a path; the rest of it is only ever written as an escape
-    r"[ \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]|\\[nrtf]"
-)
-_SLASHES: Final = r"[\x{2044}\x{2215}\x{2216}\x{29f8}\x{fe68}\x{ff0f}\x{ff3c}]"  # folded into plain ones
-_NAMED_LINES: Final = r'(?:header|cookie|host|url|uri|subject|email|recipient|to|from|cc|bcc)s?"\s*:\s*[^{}:]*\\[nr]'
+# A line break anywhere behind such a key: in its value, or in an array's that is its value.
+_NAMED_LINES: Final = r'"(?:' + "|".join(sorted(LINE_NAMES)) + r')"[ \t\r\n]*:(?s:.*)\\[nr]'
 
 
 def decoded(pattern: str) -> str:
@@ -162,5 +185,5 @@ def suspicion(*, absolute: bool, fields: bool) -> PatternSet:
     triggers = [raw(pattern) for pattern in TEXT.values()]
     triggers += [ENCODED, _ESCAPED, _DOTS, r"\\[nr]" if fields else _NAMED_LINES]
     if absolute:
-        triggers.append(rf'"(?:{_BLANK})*(?:\\?/|[a-z]:|\\\\|~|file:|{_SLASHES})')
+        triggers.append(rf'"{_BLANK}*(?:\\?/|[a-z]:|\\\\|~|file:)')
     return pattern_set(["(?:" + ")|(?:".join(triggers) + ")"], ignore_case=True)

@@ -9,6 +9,8 @@ long patterns, or for many arguments) is *heavy*: such a check belongs into a pr
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
@@ -19,14 +21,21 @@ import jsonschema_rs
 import msgspec
 
 MOST_BYTES: Final = 65_536
+TOO_LONG: Final = b"\0"
+"""Stands for every schema that is longer than that, and can't be used for it: such a one goes nowhere."""
 MOST_DEPTH: Final = 64
 _PATTERN_BYTES: Final = 262_144  # of one compiled pattern
 _MOST_KEPT: Final = 256
 _LIGHT_NODES: Final = 2_000  # of a schema with its references written out
-_LIGHT_PATTERNS: Final = 1_024  # characters of all patterns
+_LIGHT_PATTERNS: Final = 1_024  # steps of all patterns, their repetitions written out
+_PATTERN_ARGUMENTS: Final = 4_096  # bytes that are held against patterns: each may cost as much as there are steps
 _LIGHT_WORK: Final = 2_000_000  # nodes times bytes of the arguments
 _LONGEST_CHAIN: Final = 8  # of references through references
 _LONGEST_NUMBER: Final = 64
+
+_TOKEN: Final = re.compile(r"\{([0-9]{1,9})(?:,([0-9]{0,9}))?\}|\\.|\[(?:\\.|[^\]\\])*+\]|.", re.DOTALL)
+_CLASSES: Final = frozenset({r"\w", r"\W", r"\p", r"\P", r"\D", r"\S", r"\d", r"\s"})
+_WIDE: Final = 8  # of Unicode's characters, which are of several bytes each
 
 
 class Unusable(ValueError):
@@ -38,16 +47,23 @@ class Schema:
     validator: Any  # of jsonschema_rs, which has one class for each draft
     nodes: int
     heavy: bool
+    steps: int = 0  # of all its patterns
 
     def is_heavy_for(self, size: int) -> bool:
         """Whether arguments of so many bytes may take longer than other clients should wait."""
+        if self.steps and size > _PATTERN_ARGUMENTS:
+            return True
         return self.heavy or self.nodes * size > _LIGHT_WORK
+
+    def cost(self, size: int) -> int:
+        """About how many nanoseconds that takes: to read them, and to check them."""
+        return 10_000 + size * (60 + self.nodes // 2 + 5 * self.steps)
 
     def fault(self, arguments: bytes) -> str | None:
         """The JSON pointer, from the arguments, of the first thing that doesn't fit; None when everything does."""
         try:
-            instance = json.loads(arguments, object_pairs_hook=_members, parse_int=_integer)
-        except (ValueError, RecursionError):  # a name that occurs twice: nobody can tell which one is meant
+            instance = json.loads(arguments, object_pairs_hook=_members, parse_int=_integer, parse_float=_float)
+        except (ValueError, RecursionError):  # a name that occurs twice: nobody can tell which one is meant; 1e400
             return ""
         try:
             error = next(iter(self.validator.iter_errors(instance)), None)
@@ -65,7 +81,7 @@ def pointer(path: Sequence[str | int]) -> str:
 
 def compile_schema(text: bytes) -> Schema:
     """Raises Unusable."""
-    if len(text) > MOST_BYTES:
+    if text == TOO_LONG or len(text) > MOST_BYTES:
         raise Unusable(f"longer than {MOST_BYTES} bytes")
     try:
         document = msgspec.json.decode(text)
@@ -85,7 +101,7 @@ def compile_schema(text: bytes) -> Schema:
     except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
         raise Unusable(f"does not compile ({type(error).__name__})") from None
     heavy = weight.heavy or nodes > _LIGHT_NODES or weight.patterns > _LIGHT_PATTERNS
-    return Schema(validator, nodes, heavy)
+    return Schema(validator, nodes, heavy, weight.patterns)
 
 
 class Schemas:
@@ -140,10 +156,10 @@ class _Weight:
             elif key in ("$dynamicRef", "$recursiveRef", "uniqueItems", "unevaluatedProperties", "unevaluatedItems"):
                 self.heavy = True
             elif key == "pattern" and isinstance(value, str):
-                self.patterns += len(value)
+                self.patterns += steps(value)
                 total += 10
             elif key == "patternProperties" and isinstance(value, dict):
-                self.patterns += sum(map(len, value))
+                self.patterns += sum(map(steps, value))
                 total += 10 * len(value) + self.of(value, depth + 1)
             elif key not in ("$defs", "definitions"):
                 total += self.of(value, depth + 1)
@@ -182,4 +198,34 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | float:
-    return int(text) if len(text) <= _LONGEST_NUMBER else float(text)
+    return int(text) if len(text) <= _LONGEST_NUMBER else _float(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # beyond every bound that a schema could set, but not to the validator
+        raise ValueError("a number is too large")
+    return number
+
+
+def steps(pattern: str) -> int:
+    """About how many states the automaton of a pattern has: its characters, with repetitions written out."""
+    totals = [0]  # of the open groups
+    last = 0  # of what a repetition would repeat
+    for token in _TOKEN.finditer(pattern):
+        text = token[0]
+        if text == "(":
+            totals.append(0)
+            last = 0
+            continue
+        if text == ")" and len(totals) > 1:
+            last = totals.pop() + 1
+        elif token[1] is not None:
+            most = max(int(bound) for bound in (token[1], token[2] or "0"))
+            totals[-1] = min(totals[-1] + last * max(0, most - 1), 1 << 40)
+            last = min(last * max(1, most), 1 << 40)
+            continue
+        else:
+            last = _WIDE if text[:2] in _CLASSES else 1
+        totals[-1] = min(totals[-1] + last, 1 << 40)
+    return sum(totals)
