@@ -46,6 +46,7 @@ from .http_messages import (
 )
 from .http_wire import BrokenExchange, HttpConnection, Response
 from .link import Link, LinkOwner, LinkSettings, log
+from .pace import CHEAP, Pace
 from .slot import CANCELLED, Instance
 from .sse import Event, EventReader, EventTooLong
 from .tool_headers import HEADER_MISMATCH, ToolHeaders
@@ -60,6 +61,7 @@ LISTEN_RETRY_S: Final = 1.0  # doubling up to the next
 LISTEN_RETRY_MOST_S: Final = 60.0
 REDIRECTS: Final = 2
 
+_PIECE: Final = 2048  # bytes of a stream that are taken apart at once: of empty lines that takes about a millisecond
 _INITIALIZE: Final = "initialize"
 _INITIALIZED: Final = "notifications/initialized"
 _USER_AGENT: Final = f"{GATEWAY_INFO['name']}/{GATEWAY_INFO['version']}".encode()
@@ -107,6 +109,7 @@ class HttpLink(Link):
         self._unreachable = ""
         self._looking = False
         self._tools = ToolHeaders()
+        self._pace = Pace()
 
     # --- the transport --------------------------------------------------------------------------------------------
 
@@ -278,7 +281,7 @@ class HttpLink(Link):
             tls = self.settings.tls() if self._where.is_secure else None
         except OSError:
             raise Unreachable("no TLS: UPSTREAM_CA_PATH can't be used") from None
-        return HttpConnection(await dial(self._where, tls))
+        return HttpConnection(await dial(self._where, tls), self._pace)
 
     # --- one message ------------------------------------------------------------------------------------------------
 
@@ -511,10 +514,17 @@ class HttpLink(Link):
         held = 0
         try:
             async for chunk in response.body:
-                for event in reader.feed(chunk):
-                    if event.type == b"message" and event.data:
-                        yield event
-                        await self.flow()
+                for at in range(0, len(chunk), _PIECE):
+                    piece = chunk[at : at + _PIECE]
+                    lines = piece.count(b"\n") + piece.count(b"\r")
+                    for event in reader.feed(piece):
+                        if event.type == b"message" and event.data:
+                            yield event
+                            await self.flow()
+                        if self._pace.spend(1, time.monotonic_ns()):
+                            await self._pace.rest()
+                    if self._pace.spend(lines // CHEAP, time.monotonic_ns()):
+                        await self._pace.rest()
                 self._held += reader.held - held
                 held = reader.held
                 if self._held > 4 * self.settings.max_message + MAX_ERROR_BODY:
@@ -583,7 +593,7 @@ class HttpLink(Link):
             self.tell(self.instance.closed, str(error))
         else:
             await connection.aclose()
-            self.instance.struck(reason)
+            self.instance.struck(reason, time.monotonic_ns())
             self.settle()
         finally:
             self._looking = False

@@ -25,6 +25,7 @@ from ipc.settings import Upstream
 
 from .dial import Endpoint, Unreachable, dial, endpoint
 from .link import Link, LinkOwner, LinkSettings
+from .pace import Pace
 from .slot import Instance
 
 SUBPROTOCOL: Final = "mcp"
@@ -40,9 +41,10 @@ class _EarlyEnd(ConnectionError):
 
 @attrs.define(eq=False)
 class _Handshaking(trio.abc.Stream):
-    """The stream below a WebSocket, which says so when it ends during the handshake."""
+    """The stream below a WebSocket, which says so when it ends during the handshake. Each read begins a turn."""
 
     _stream: trio.abc.Stream
+    pace: Pace = attrs.field(factory=Pace)
     done: bool = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -54,6 +56,7 @@ class _Handshaking(trio.abc.Stream):
             raise _EarlyEnd from None
         if not data and not self.done:
             raise _EarlyEnd
+        self.pace.begin(time.monotonic_ns())
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -91,6 +94,7 @@ class _Connection(trio_websocket.WebSocketConnection):
             client_extra_headers=headers,
             receive_buffer_size=_CHUNK,
         )
+        self._pace = stream.pace
         self._limit = limit
         self._take_message = take
         self._kept = bytearray()
@@ -101,6 +105,7 @@ class _Connection(trio_websocket.WebSocketConnection):
     async def _handle_message_event(
         self, event: wsproto.events.BytesMessage | wsproto.events.TextMessage
     ) -> None:
+        await self._spend()
         if not isinstance(event.data, str):
             await self._take_message(None)
             return
@@ -121,6 +126,18 @@ class _Connection(trio_websocket.WebSocketConnection):
             tail, self._tail = self._tail, b""
             await self._take_message(text if length <= self._limit else Oversize(text, tail, length))
 
+    async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
+        await self._spend()
+        await super()._handle_ping_event(event)
+
+    async def _handle_pong_event(self, event: wsproto.events.Pong) -> None:
+        await self._spend()
+        await super()._handle_pong_event(event)
+
+    async def _spend(self) -> None:
+        """A frame is to be dealt with: now, or when the others have had their turn."""
+        if self._pace.spend(1, time.monotonic_ns()):
+            await self._pace.rest()
 
     async def _handle_close_connection_event(self, event: wsproto.events.CloseConnection) -> None:
         self.over.set()
