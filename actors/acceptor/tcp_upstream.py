@@ -44,6 +44,7 @@ class TcpUpstream:
         self._out_bytes = 0
         self._interest = 0
         self._given_up = False
+        self._refused = False  # a message, since when the instance waits for room
         self._rests = False  # what waits is left alone for a while: see Pace
 
     async def open(self) -> None:
@@ -135,8 +136,15 @@ class TcpUpstream:
         self._instance.oversize(head, tail, length, self._hub.now)
 
     def send(self, raw: bytes) -> bool:
-        """Queue one message; it leaves at the end of the turn. False when the upstream is too far behind."""
-        if self._sock is None or self._out_bytes + len(raw) > self._hub.settings.max_buffer_size:
+        """Queue one message; it leaves at the end of the turn. False when the upstream is too far behind.
+
+        A single message is always taken when nothing waits: the gateway's id in place of the client's may have made
+        it longer than the client's could be.
+        """
+        if self._sock is None:
+            return False
+        if self._out and self._out_bytes + len(raw) > self._hub.settings.max_buffer_size:
+            self._refused = True
             return False
         self._out.append(raw + b"\n")
         self._out_bytes += len(raw) + 1
@@ -168,6 +176,9 @@ class TcpUpstream:
             del out[:index]
             if sent:
                 out[0] = memoryview(out[0])[sent:]
+        if self._refused and self._out_bytes <= self._hub.settings.max_buffer_size // 2:
+            self._refused = False
+            self._instance.room()
         wanted = (0 if self._lines.waits else select.EPOLLIN) | (select.EPOLLOUT if out else 0)
         if wanted != self._interest:
             self._interest = wanted

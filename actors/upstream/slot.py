@@ -239,6 +239,7 @@ class Slot:
         self._down_reason = "upstream down"
         self._heard_ns = 0  # when the latest message came
         self._checked_ns = 0  # when it was last probed because it was quiet
+        self._silent_since_ns = 0
         self._silent = False  # it did not answer the latest probe, and has said nothing since
 
     # --- in --------------------------------------------------------------------------------------------------
@@ -391,10 +392,24 @@ class Slot:
         elif self.state == "up":
             self.work_off()
             self._apply(self.mux.tick(now), now)
+            if self._silent and self._is_stuck(now):
+                # No failure for the breaker: it has been told of the silence.
+                self.died("it does not answer", now, refused=True)
+                return self.failures.not_before_ns
             check_at = self._check(now)
             if not self._backlog and not self.mux.in_flight:
                 return min(now + SECOND, check_at) if check_at else now + SECOND
         return now + TICK_NS
+
+    def _is_stuck(self, now: int) -> bool:
+        """Whether a silent connection may be replaced by a new one: nothing that it could still answer is in flight.
+
+        A stdio server has no other way to it, HTTP has one for each message, and a session's own is not replaced.
+        """
+        if self.upstream.config.kind not in ("tcp", "ws") or self._owner is not None:
+            return False
+        longest = self._pool.settings.max_call_timeout_ms(self.upstream.config) * MILLISECOND
+        return self.mux.is_quiet() or now - self._silent_since_ns >= longest
 
     def _check(self, now: int) -> int:
         """Probe it when it has been quiet for so long; when to look again, 0 when it isn't probed."""
@@ -544,6 +559,7 @@ class Slot:
                 case Outcome(kind=kind):
                     if kind == "silent" and not self._silent:
                         self._silent = True
+                        self._silent_since_ns = now
                         self._pool.events.log(self._name, "warning", f"{self._label()}does not answer")
                     self._report(kind)
                 case Negotiated(version=version):

@@ -127,3 +127,24 @@ def test_an_end_of_the_instance_drops_what_waits(pair: tuple[socket.socket, sock
     assert lines == [b"x"]
     assert not hub.posted
     assert not hub.timers
+
+
+def test_a_message_larger_than_the_buffer_is_taken_when_nothing_waits(
+    pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """What one limit allows another doesn't shut out; a second one has to wait, and is told when there is room."""
+    ours, theirs = pair
+    hub = Hub(Settings(max_buffer_size=1000))
+    rooms: list[int] = []
+    instance = SimpleNamespace(
+        opened=lambda _link, _now: None, closed=lambda _reason, _now: None, room=lambda: rooms.append(1)
+    )
+    link = TcpUpstream(hub, Upstream(name="u", kind="tcp"), instance)  # type: ignore[arg-type]
+    link._opened(ours)
+    assert link.send(b"x" * 1001)
+    assert not link.send(b"y")
+    assert not rooms
+    hub.turn()
+    assert theirs.recv(4096) == b"x" * 1001 + b"\n"
+    assert rooms
+    assert link.send(b"y")
