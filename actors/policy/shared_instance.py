@@ -63,6 +63,8 @@ _MEANINGLESS = frozenset(
 )
 _MAX_OWN = 256  # requests of our own whose answers are still to come; beyond, the oldest are taken for lost
 _TOO_MANY = 429
+_PROBES = ("probe", "check")
+_LATE = "late "
 
 
 class _Unclear(Enum):
@@ -226,7 +228,12 @@ class SharedInstance:
     def tick(self, now: int) -> list[Effect]:
         if self._handshake_deadline_ns and now >= self._handshake_deadline_ns:
             return self._handshake_failed("no answer to initialize in time")
-        return [SILENT] * self._silence.expire(now)
+        silent = self._silence.expire(now)
+        if silent:
+            for minted, purpose in self._own.items():
+                if purpose in _PROBES:
+                    self._own[minted] = _LATE + purpose  # an answer says that it lives, but nobody waits for it
+        return [SILENT] * silent
 
     def _handshake_failed(self, reason: str) -> list[Effect]:
         self._handshake_deadline_ns = 0
@@ -441,7 +448,7 @@ class SharedInstance:
     # --- one request and its way ------------------------------------------------------------------------------------
 
     def awaits(self, id_raw: bytes) -> bool:
-        return id_raw in self._calls or id_raw in self._own
+        return id_raw in self._calls or not self._own.get(id_raw, _LATE).startswith(_LATE)
 
     @property
     def is_quiet(self) -> bool:
@@ -462,7 +469,7 @@ class SharedInstance:
             purpose = self._own.pop(id_raw, None)
             if purpose == "initialize" and self._state == "waiting":
                 return effects + self._handshake_failed(loss.reason)
-            if purpose in ("probe", "check"):
+            if purpose in _PROBES:
                 return [SILENT] * self._silence.give_up() if outcome == DEATH else effects
             return []
         del self._sessions[call.session].calls[call.number]
@@ -547,7 +554,7 @@ class SharedInstance:
                 return [Counted("unknown_answer")]
             if purpose == "subscribe" and message.error:
                 return [log_line("warning", "a resource could not be subscribed to again", raw)]
-            return [SUCCESS] if purpose == "check" else []
+            return [SUCCESS] if purpose in ("check", _LATE + "check") else []
         del self._sessions[call.session].calls[call.number]
         edits = [(message.id_at, message.id_at + len(message.id), call.id)]
         if message.subscription == message.id:
