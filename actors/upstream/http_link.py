@@ -59,8 +59,10 @@ LEARN_S: Final = 5.0  # for the list of tools, which a refused call waits for
 DELETE_S: Final = 2.0
 TRAILER_S: Final = 1.0  # for a stream to end after its answer, so that its connection can be used again
 STREAMS: Final = 1024  # connections beside those for ordinary calls: requests that stay open
+RESUME_S: Final = 0.02  # before a stream is resumed, whatever the server says
 RESUMPTIONS: Final = 3  # of one stream, without an event in between
 LISTEN_RETRY_S: Final = 1.0  # doubling up to the next
+LISTEN_AGAIN_S: Final = 0.1  # the same, where the last connection has brought something
 LISTEN_RETRY_MOST_S: Final = 60.0
 REDIRECTS: Final = 2
 
@@ -513,7 +515,7 @@ class HttpLink(Link):
                     self._lose(post, 502, reason, sent=True)
                     return
                 attempts += 1
-                await trio.sleep((reader.retry_ms if reader.retry_ms is not None else 0) / 1000)
+                await trio.sleep(max(RESUME_S, (reader.retry_ms or 0) / 1000))
                 if spare is not None:
                     await spare.aclose()
                 try:
@@ -578,14 +580,13 @@ class HttpLink(Link):
             try:
                 connection = await self._connect()
                 response = await self._get(connection, last_id)
-                if response.status == 404 and self._session:
-                    self.tell(self.instance.expired, "the server has ended the session")
-                    return
                 if 300 <= response.status < 500 and response.status not in (408, 429):
-                    return  # 405: it does not offer this (2025-11-25, "Listening for Messages")
+                    # 405: it does not offer this (2025-11-25, "Listening for Messages"). 404 is what frameworks say of
+                    # that; if the session is over, the next call is told so.
+                    return
                 if response.status == 200 and response.media_type == EVENTS:
-                    wait_s = LISTEN_RETRY_S
                     async for event in self._events(response, reader):
+                        wait_s = LISTEN_AGAIN_S
                         self.message(event.data)
             except (Unreachable, BrokenExchange):
                 pass  # as when the server ends the stream: whoever calls finds out whether it lives
@@ -597,8 +598,8 @@ class HttpLink(Link):
                     with trio.CancelScope(shield=True):
                         await connection.aclose()
             last_id = reader.last_id
-            await trio.sleep(reader.retry_ms / 1000 if reader.retry_ms is not None else wait_s)
-            wait_s = min(2 * wait_s, LISTEN_RETRY_MOST_S)
+            await trio.sleep(max(wait_s, (reader.retry_ms or 0) / 1000))
+            wait_s = min(max(2 * wait_s, LISTEN_RETRY_S), LISTEN_RETRY_MOST_S)
 
     # --- trouble, and the end ---------------------------------------------------------------------------------------
 

@@ -110,3 +110,75 @@ async def test_a_server_that_hangs_keeps_no_connections() -> None:
             while probes < 3 or hanging > 1:
                 await trio.sleep(0.01)
         await this.drain()
+
+
+async def test_a_refused_listening_is_no_end_of_the_session() -> None:
+    """404 to the GET, which frameworks answer where the specification has 405: nothing is listened for, and that is
+    all. A call then tells whether the session is over."""
+
+    class NoGet(HostileServer):
+        async def answer(self, exchange: Exchange) -> None:
+            if exchange.method == "GET":
+                await exchange.answer("404 Not Found")
+            else:
+                await super().answer(exchange)
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.result({})
+
+    server = NoGet(0, handler)
+    async with raw(server.serve) as port, rig(http(f"http://127.0.0.1:{port}/mcp")) as this:
+        client = this.client("http", 1)
+        await client.initialize()
+        with trio.fail_after(30):
+            while ("GET", "") not in server.requests:
+                await trio.sleep(0.01)
+        for number in range(10):
+            assert await client.call("x", id=number) == {}
+        assert server.calls("initialize") == 1
+        assert not client.lost
+        await this.drain()
+
+
+async def test_a_stream_that_ends_at_once_is_not_asked_for_at_once() -> None:
+    """Whatever ``retry`` says, a server that brings nothing is asked again later and later."""
+    many = trio.Event()
+
+    class Ends(HostileServer):
+        async def answer(self, exchange: Exchange) -> None:
+            if exchange.method == "GET":
+                await exchange.answer("200 OK", b"retry: 0\n\n", "text/event-stream")
+                if sum(method == "GET" for method, _ in self.requests) > 20:
+                    many.set()
+            else:
+                await super().answer(exchange)
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.result({})
+
+    server = Ends(0, handler)
+    async with raw(server.serve) as port, rig(http(f"http://127.0.0.1:{port}/mcp")) as this:
+        client = this.client("http", 1)
+        await client.initialize()
+        with trio.move_on_after(1.5):
+            await many.wait()
+        assert not many.is_set()
+        await this.drain()
+
+
+@pytest.mark.parametrize(("status", "deaths"), [("500 Oh", 0), ("501 No", 0), ("502 Bad Gateway", 3)])
+async def test_one_tool_that_fails_says_nothing_of_the_server(status: str, deaths: int) -> None:
+    """HTTP 500 is the server's word about one request; what a proxy says instead of it is about the server."""
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.answer(status)
+
+    async with hostile(handler) as server, rig(http(server.url)) as this:
+        client = this.client("http", 1)
+        await client.initialize()
+        for number in range(3):
+            failed = await client.call("tools/call", {"name": "x"}, id=number)
+            assert isinstance(failed, CallFailed)
+            assert (failed.code, failed.sent) == (502, True)
+        await this.drain()
+        assert this.outcomes["http"][1] == deaths
