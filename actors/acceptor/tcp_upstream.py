@@ -14,6 +14,7 @@ import trio
 from actors.upstream.dial import why
 from actors.upstream.pace import Pace, PacedLines
 from actors.upstream.pool import Instance
+from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .lines import LineReader
@@ -135,7 +136,7 @@ class TcpUpstream:
     def _oversize(self, head: bytes, tail: bytes, length: int) -> None:
         self._instance.oversize(head, tail, length, self._hub.now)
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:  # noqa: ARG002 - the interface is Transport's
         """Queue one message; it leaves at the end of the turn. False when the upstream is too far behind.
 
         A single message is always taken when nothing waits: the gateway's id in place of the client's may have made

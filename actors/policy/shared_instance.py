@@ -40,6 +40,7 @@ from .effects import (
     ToClient,
     ToUpstream,
     log_line,
+    pass_on,
 )
 from .eras import BATCHING_VERSION, NO_HANDSHAKE, is_open_ended
 from .ghosts import Ghosts
@@ -352,7 +353,7 @@ class SharedInstance:
         )
         self._calls[minted] = sent
         known.calls[call] = minted
-        return [ToUpstream(flatten(splice(raw, edits)))], sent
+        return [pass_on(flatten(splice(raw, edits)), envelope, id=minted)], sent
 
     def _unserved(self, session: Hashable, call: int, envelope: Envelope, reason: str) -> list[Effect]:
         if envelope.kind == "request":
@@ -375,7 +376,7 @@ class SharedInstance:
         if envelope.progress:
             # A token that nobody waits for, so that it can't be one that somebody does wait for.
             raw = splice(raw, [(envelope.progress_at, envelope.progress_at + len(envelope.progress), self._mint())])
-        return [ToUpstream(flatten(raw))]
+        return [pass_on(flatten(raw), envelope)]
 
     def _cancel(self, known: Session, call: int, envelope: Envelope, raw: bytes) -> list[Effect]:
         if not envelope.target:
@@ -390,7 +391,7 @@ class SharedInstance:
         if not cancelled.open_ended:
             self._ghosts.gave_up(cancelled.session, self._now)
         at = envelope.target_at
-        return [ToUpstream(flatten(splice(raw, [(at, at + len(envelope.target), minted)])))]
+        return [pass_on(flatten(splice(raw, [(at, at + len(envelope.target), minted)])), envelope, target=minted)]
 
     def _subscribe(
         self, session: Hashable, known: Session, call: int, envelope: Envelope, raw: bytes, now: int

@@ -132,14 +132,14 @@ class HttpLink(Link):
 
     # --- the transport --------------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
         if self.ending.is_set():
             return False
         if self._queue and self._queued_bytes + len(raw) > self.settings.max_buffer:
             self._refused = True
             return False
         try:
-            envelope = parse_client(raw, max_depth=max(self.settings.max_depth, 64) + 8)
+            envelope = about or parse_client(raw, max_depth=max(self.settings.max_depth, 64) + 8)
         except Refusal:
             self.count("unsendable")
             return True

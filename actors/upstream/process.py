@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from actors.acceptor.lines import LineReader, Oversize
+from ipc.messages import Envelope
 
 from . import descendants
 from .descendants import Stat
@@ -116,7 +117,7 @@ class Child:
 
     # --- the transport --------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:  # noqa: ARG002 - the interface is Transport's
         """Queue one message, which must hold no newline; ``flush`` writes. False: no room, nothing taken.
 
         A single message is always taken when nothing waits, so that the bound can't shut out what another bound

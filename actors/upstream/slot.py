@@ -63,8 +63,11 @@ Change = Literal["up", "down", "restarted"]
 class Transport(Protocol):
     """An open way to one upstream."""
 
-    def send(self, raw: bytes) -> bool:
-        """Take one message and frame it. False: its bounded buffer is full and nothing was taken."""
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
+        """Take one message and frame it; ``about`` is what is known of a large one.
+
+        False: its bounded buffer is full and nothing was taken.
+        """
 
     def close(self) -> None:
         """End it. Returns at once; ``Instance.closed`` may follow or not."""
@@ -222,7 +225,7 @@ class Slot:
         self._owner = owner  # per-session: the session
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[tuple[bytes, Envelope | None]] = deque()
         self._backlog_bytes = 0
         self._up_since_ns = 0
         self._was_up = False
@@ -369,9 +372,11 @@ class Slot:
     def work_off(self) -> None:
         """Send what the transport had refused."""
         while self._backlog and self.instance is not None and self.instance.transport is not None:
-            if not self.instance.transport.send(self._backlog[0]):
+            raw, about = self._backlog[0]
+            if not self.instance.transport.send(raw, about):
                 return
-            self._backlog_bytes -= len(self._backlog.popleft())
+            self._backlog.popleft()
+            self._backlog_bytes -= len(raw)
 
     def tick(self, now: int) -> int:
         """Do what is due; when to come back."""
@@ -542,8 +547,8 @@ class Slot:
     def _apply(self, effects: list[Effect], now: int) -> None:
         for effect in effects:
             match effect:
-                case ToUpstream(raw=raw):
-                    self._send(raw)
+                case ToUpstream(raw=raw, about=about):
+                    self._send(raw, about)
                 case ToClient(session=session, call=call, final=final, raw=raw):
                     if final and call:
                         self._pool.settle(session, call)
@@ -571,15 +576,15 @@ class Slot:
                     self._waiting_bytes = 0
                     self.died(f"no handshake: {reason}", now, refused=True)
 
-    def _send(self, raw: bytes) -> None:
+    def _send(self, raw: bytes, about: Envelope | None) -> None:
         instance = self.instance
         if instance is None or instance.transport is None:
             return  # the run has just ended, and what was in flight has been answered
-        if self._backlog or not instance.transport.send(raw):
+        if self._backlog or not instance.transport.send(raw, about):
             if self._backlog and self._backlog_full(raw):
                 self._pool.count("backlog full")
                 return
-            self._backlog.append(raw)
+            self._backlog.append((raw, about))
             self._backlog_bytes += len(raw)
 
     def _backlog_full(self, raw: bytes) -> bool:

@@ -21,6 +21,7 @@ import wsproto
 from wsproto.utilities import ProtocolError
 
 from actors.acceptor.lines import KEPT_HEAD, KEPT_TAIL, Oversize
+from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .dial import Endpoint, Unreachable, dial, endpoint
@@ -157,7 +158,7 @@ class WsLink(Link):
 
     # --- the transport --------------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:  # noqa: ARG002 - the interface is Transport's
         if self.ending.is_set():
             return False
         if self._queue and self._queued_bytes + len(raw) > self.settings.max_buffer:
