@@ -14,6 +14,7 @@ import attrs
 from ipc.messages import Envelope
 
 from . import own_messages
+from .answer_id import invalid_answer
 from .effects import (
     DEATH,
     SILENT,
@@ -246,7 +247,9 @@ class PrivateInstance:
         try:
             message = parse_upstream(raw)
         except ValueError as error:
-            return [log_line("warning", f"not a message ({error})", raw), Counted("garbage")]
+            effects: list[Effect] = [log_line("warning", f"not a message ({error})", raw), Counted("garbage")]
+            instead = invalid_answer(raw)
+            return effects if instead is None else [*effects, *self.from_upstream(instead, now)]
         self._silence.hear()
         if message.kind == "response":
             return self._answer(message, raw, now)

@@ -34,6 +34,7 @@ from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .dial import Unreachable, dial, endpoint
+from .held import Held
 from .http_messages import (
     ACCEPT,
     EVENTS,
@@ -121,7 +122,7 @@ class HttpLink(Link):
         self._tasks = 0
         self._idle: list[trio.Event] = []
         self._first: HttpConnection | None = None  # the one that showed that the server is there
-        self._held = 0  # bytes of unfinished answers
+        self._held = Held(4 * settings.max_message + MAX_ERROR_BODY)
         self._session = b""
         self._version = b""  # negotiated, legacy
         self._listening = False
@@ -471,19 +472,20 @@ class HttpLink(Link):
             self.settle()
 
     async def _read(self, response: Response, limit: int) -> bytes | None:
-        """The whole body; None when it is larger than it may be, or when all that is being read is."""
+        """The whole body; None when it is larger than it may be."""
         parts: list[bytes] = []
         size = 0
+        holding = self._held.begin()
         try:
             async for chunk in response.body:
                 size += len(chunk)
-                self._held += len(chunk)
-                if size > limit or self._held > 4 * self.settings.max_message + MAX_ERROR_BODY:
+                if size > limit:
                     return None
                 parts.append(chunk)
+                await holding.hold(size)
                 await self.flow()
         finally:
-            self._held -= size
+            holding.end()
         return b"".join(parts)
 
     # --- streams ------------------------------------------------------------------------------------------------------
@@ -535,7 +537,7 @@ class HttpLink(Link):
                     await spare.aclose()
 
     async def _events(self, response: Response, reader: EventReader) -> AsyncIterator[Event]:
-        held = 0
+        holding = self._held.begin()
         try:
             async for chunk in response.body:
                 for at in range(0, len(chunk), _PIECE):
@@ -549,12 +551,9 @@ class HttpLink(Link):
                             await self._pace.rest()
                     if self._pace.spend(lines // CHEAP, time.monotonic_ns()):
                         await self._pace.rest()
-                self._held += reader.held - held
-                held = reader.held
-                if self._held > 4 * self.settings.max_message + MAX_ERROR_BODY:
-                    raise EventTooLong
+                await holding.hold(reader.held)
         finally:
-            self._held -= held
+            holding.end()
 
     async def _get(self, connection: HttpConnection, last_id: bytes) -> Response:
         more = [(b"Last-Event-ID", last_id)] if last_id else []

@@ -182,3 +182,38 @@ async def test_one_tool_that_fails_says_nothing_of_the_server(status: str, death
             assert (failed.code, failed.sent) == (502, True)
         await this.drain()
         assert this.outcomes["http"][1] == deaths
+
+
+async def test_large_answers_at_once_fail_nobody() -> None:
+    """Several answers of the largest size together are all delivered, though no more than a few are held at a time;
+    a small one between them is too."""
+    size = 900_000
+
+    async def handler(exchange: Exchange) -> None:
+        body = json.dumps({"jsonrpc": "2.0", "id": exchange.message["id"], "result": {"x": "x" * size}}).encode()
+        if exchange.message["method"] == "small":
+            await exchange.result({})
+            return
+        await exchange.stream.send_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        await exchange.stream.send_all(body[: size - 1000])
+        started.append(1)
+        await go_on.wait()
+        await exchange.stream.send_all(body[size - 1000 :])
+
+    started: list[int] = []
+    go_on = trio.Event()
+    async with hostile(handler) as server, rig(http(server.url), max_response_size=1_000_000) as this:
+        client, other = (this.client("http", number) for number in (1, 2))
+        await client.initialize()
+        await other.initialize()
+        calls = [client.request("big", id=number) for number in range(8)]
+        await this.until_described(lambda found: len(started) >= 4)
+        assert await other.call("small") == {}
+        go_on.set()
+        for call in calls:
+            answer = await client.outcome(call)
+            assert isinstance(answer, dict), answer
+            assert len(answer["result"]["x"]) == size
+        await this.drain()
