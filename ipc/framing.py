@@ -15,12 +15,19 @@ from .errors import MalformedFrame
 _PREFIX = struct.Struct(">I")
 PREFIX_SIZE = _PREFIX.size
 
-# One message of the largest configurable size (MAX_RESPONSE_SIZE, 16 MiB) with 1 MiB for what an operator adds to
-# it, and the envelope and names around it.
-DEFAULT_MAXIMUM = 17 * 1024 * 1024 + 64 * 1024
+# Of a frame, beyond the message in it: the envelope and names around it, and what the gateway puts into it.
+SLACK = 1024 * 1024 + 64 * 1024
+
+# One message of the largest size that the default settings allow (MAX_RESPONSE_SIZE, 16 MiB).
+DEFAULT_MAXIMUM = 16 * 1024 * 1024 + SLACK
 
 # A Unix stream socket holds about 208 KiB by default, so one read empties it.
 READ_SIZE = 256 * 1024
+
+
+def maximum_for(*sizes: int) -> int:
+    """The longest frame where messages may have those sizes, in bytes."""
+    return max(DEFAULT_MAXIMUM, *(size + SLACK for size in sizes))
 
 
 class FrameTooLong(ValueError):

@@ -47,6 +47,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeout_ms: int = 0  # 0: Settings.circuitbreaker_timeout
     max_timeout_ms: int = 0  # how far progress can stretch a call's timeout; 0: ten times the timeout
     slow_tool_calls: bool = False  # whether tools/call counts for the breaker's slow-call rule
+    written: dict[str, str] = {}  # of command, cwd and url what held a ${VAR}, as it was written: for showing
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

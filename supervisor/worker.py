@@ -54,6 +54,7 @@ from ipc.control import (
 from ipc.errors import ActorDown, DeadlineExceeded, MailboxFull, MalformedFrame
 from ipc.exchange import Exchange
 from ipc.fdpass import DescriptorLink
+from ipc.framing import maximum_for
 from ipc.mailbox import Delivery, Mailbox
 from ipc.messages import AnyMessage, Done, LinksChanged, ListenersChanged
 from ipc.shelf import Shelves, worker_place
@@ -151,7 +152,11 @@ class Worker:
         workers = sorted({*assign.placement.values(), assign.worker})
         placement = assign.placement | {_alias(worker): worker for worker in workers}
         self._exchange = Exchange(
-            assign.worker, placement, on_malformed=self._peer_broke, on_callback_error=self._callback_failed
+            assign.worker,
+            placement,
+            on_malformed=self._peer_broke,
+            on_callback_error=self._callback_failed,
+            maximum=maximum_for(assign.settings.max_request_size, assign.settings.max_response_size),
         )
         for peer, descriptor in streams.items():
             self._exchange.connect(peer, socket.socket(fileno=descriptor))

@@ -133,7 +133,8 @@ class Answers:
             data["sent"] = sent
         if code == 503:
             data["retryAfterMs"] = retry_ms or RETRY_MS
-        message = {502: "the outcome is unknown", 504: "no answer in time"}.get(code, "not available now")
+        messages = {413: "message too large", 502: "the outcome is unknown", 504: "no answer in time"}
+        message = messages.get(code, "not available now")
         connection.send_message(jsonrpc.error_reply(call.id, code, message, data))
         self.hub.count(f"failed_{code}")
         self.completed(connection, call, reason, 0, str(code))

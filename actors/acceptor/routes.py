@@ -13,6 +13,7 @@ from actors.upstream.bulkhead import Bulkhead, OwnBulkhead, SharedBulkhead
 from actors.upstream.pool import Instance, Pool
 from ipc.address import Reply
 from ipc.errors import ActorDown, MailboxFull
+from ipc.framing import FrameTooLong
 from ipc.messages import (
     Abandon,
     AttachSession,
@@ -241,6 +242,13 @@ class BridgeRoute(_ToUpstream):
             return self._bridge.tell(Forward(self._hub.name, session, call, envelope, raw))
         except ActorDown:
             return False  # it is restarted in a moment: the message waits for that like for room
+        except FrameTooLong:  # possible where MAX_REQUEST_SIZE has been raised since this worker started
+            self._hub.count("too_large_for_the_bridge")
+            if envelope.kind == "request":
+                # Posted: its step has still to note that the call was forwarded.
+                failed = functools.partial(self._hub.answers.failed, session, call, 413, "message too large", False, 0)
+                self._hub.post(failed)
+            return True
 
     def on_room(self, callback: Callable[[], None]) -> None:
         if self._bridge.incarnation:

@@ -232,6 +232,7 @@ class Routes:
     # --- what operators do
 
     async def reset_breaker(self, request: Request, name: str) -> Answer:
+        name = unquote(name, errors="replace")
         answers = await self._ask("breaker", ResetBreaker(name))
         return self._done(request, "breaker.reset", targets.name(name), answers, "no server has this name")
 

@@ -7,11 +7,19 @@ from typing import Literal
 
 import msgspec
 
+from ipc.inflight import LARGE
+from ipc.messages import Envelope
+
 
 class ToUpstream(msgspec.Struct, frozen=True):
-    """One message for the upstream, without a line break in or after it."""
+    """One message for the upstream, without a line break in or after it.
+
+    ``about``: what is known of a large message of a client, with the ids that it has now, so that nobody has to read it
+    again. Offsets in it mean nothing.
+    """
 
     raw: bytes
+    about: Envelope | None = None
 
 
 class ToClient(msgspec.Struct, frozen=True):
@@ -77,6 +85,13 @@ SILENT = Outcome("silent")
 DEATH = Outcome("death")
 
 _LOG_BYTES = 2048
+
+
+def pass_on(raw: bytes, envelope: Envelope, **changed: bytes) -> ToUpstream:
+    """A client's message on its way; ``changed`` are members of its envelope."""
+    if len(raw) < LARGE:
+        return ToUpstream(raw)
+    return ToUpstream(raw, msgspec.structs.replace(envelope, **changed))
 
 
 def log_line(level: str, prefix: str, raw: bytes) -> LogLine:

@@ -15,7 +15,20 @@ from ipc.messages import Envelope
 
 from . import own_messages
 from .answer_id import invalid_answer
-from .effects import DEATH, SILENT, SLOW, SUCCESS, CallLost, Counted, Effect, Outcome, ToClient, ToUpstream, log_line
+from .effects import (
+    DEATH,
+    SILENT,
+    SLOW,
+    SUCCESS,
+    CallLost,
+    Counted,
+    Effect,
+    Outcome,
+    ToClient,
+    ToUpstream,
+    log_line,
+    pass_on,
+)
 from .eras import BATCHING_VERSION, LEGACY_VERSIONS, NEWEST_LEGACY, is_open_ended
 from .jsonrpc import INTERNAL_ERROR, error_reply, flatten, id_key, splice
 from .members import STRING
@@ -149,7 +162,7 @@ class PrivateInstance:
             if named is None or named.method == "initialize":
                 return [Counted("unknown_cancellation")]
             self._end(named)
-        return [ToUpstream(flatten(raw))]
+        return [pass_on(flatten(raw), envelope)]
 
     def _request(self, session: Hashable, number: int, envelope: Envelope, raw: bytes, now: int) -> list[Effect]:
         key = id_key(envelope.id)
@@ -174,7 +187,7 @@ class PrivateInstance:
                 asked = _STRING.match(raw, envelope.version_at)
                 assert asked is not None  # noqa: S101 - the envelope says that a string stands there
                 raw = splice(raw, [(asked.start(), asked.end(), _NEWEST)])
-        return [ToUpstream(flatten(raw))]
+        return [pass_on(flatten(raw), envelope)]
 
     def _end(self, call: Call) -> None:
         del self._calls[call.number]

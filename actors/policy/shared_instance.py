@@ -40,6 +40,7 @@ from .effects import (
     ToClient,
     ToUpstream,
     log_line,
+    pass_on,
 )
 from .eras import BATCHING_VERSION, NO_HANDSHAKE, is_open_ended
 from .ghosts import Ghosts
@@ -63,6 +64,8 @@ _MEANINGLESS = frozenset(
 )
 _MAX_OWN = 256  # requests of our own whose answers are still to come; beyond, the oldest are taken for lost
 _TOO_MANY = 429
+_PROBES = ("probe", "check")
+_LATE = "late "
 
 
 class _Unclear(Enum):
@@ -226,7 +229,12 @@ class SharedInstance:
     def tick(self, now: int) -> list[Effect]:
         if self._handshake_deadline_ns and now >= self._handshake_deadline_ns:
             return self._handshake_failed("no answer to initialize in time")
-        return [SILENT] * self._silence.expire(now)
+        silent = self._silence.expire(now)
+        if silent:
+            for minted, purpose in self._own.items():
+                if purpose in _PROBES:
+                    self._own[minted] = _LATE + purpose  # an answer says that it lives, but nobody waits for it
+        return [SILENT] * silent
 
     def _handshake_failed(self, reason: str) -> list[Effect]:
         self._handshake_deadline_ns = 0
@@ -344,7 +352,7 @@ class SharedInstance:
         )
         self._calls[minted] = sent
         known.calls[call] = minted
-        return [ToUpstream(flatten(splice(raw, edits)))], sent
+        return [pass_on(flatten(splice(raw, edits)), envelope, id=minted)], sent
 
     def _unserved(self, session: Hashable, call: int, envelope: Envelope, reason: str) -> list[Effect]:
         if envelope.kind == "request":
@@ -367,7 +375,7 @@ class SharedInstance:
         if envelope.progress:
             # A token that nobody waits for, so that it can't be one that somebody does wait for.
             raw = splice(raw, [(envelope.progress_at, envelope.progress_at + len(envelope.progress), self._mint())])
-        return [ToUpstream(flatten(raw))]
+        return [pass_on(flatten(raw), envelope)]
 
     def _cancel(self, known: Session, call: int, envelope: Envelope, raw: bytes) -> list[Effect]:
         if not envelope.target:
@@ -380,7 +388,7 @@ class SharedInstance:
             return [Counted("unknown_cancellation")]
         self._give_up(self._calls.pop(minted))
         at = envelope.target_at
-        return [ToUpstream(flatten(splice(raw, [(at, at + len(envelope.target), minted)])))]
+        return [pass_on(flatten(splice(raw, [(at, at + len(envelope.target), minted)])), envelope, target=minted)]
 
     def _subscribe(
         self, session: Hashable, known: Session, call: int, envelope: Envelope, raw: bytes, now: int
@@ -437,7 +445,7 @@ class SharedInstance:
     # --- one request and its way ------------------------------------------------------------------------------------
 
     def awaits(self, id_raw: bytes) -> bool:
-        return id_raw in self._calls or id_raw in self._own
+        return id_raw in self._calls or not self._own.get(id_raw, _LATE).startswith(_LATE)
 
     @property
     def is_quiet(self) -> bool:
@@ -458,7 +466,7 @@ class SharedInstance:
             purpose = self._own.pop(id_raw, None)
             if purpose == "initialize" and self._state == "waiting":
                 return effects + self._handshake_failed(loss.reason)
-            if purpose in ("probe", "check"):
+            if purpose in _PROBES:
                 return [SILENT] * self._silence.give_up() if outcome == DEATH else effects
             return []
         del self._sessions[call.session].calls[call.number]
@@ -543,7 +551,7 @@ class SharedInstance:
                 return [Counted("unknown_answer")]
             if purpose == "subscribe" and message.error:
                 return [log_line("warning", "a resource could not be subscribed to again", raw)]
-            return [SUCCESS] if purpose == "check" else []
+            return [SUCCESS] if purpose in ("check", _LATE + "check") else []
         del self._sessions[call.session].calls[call.number]
         edits = [(message.id_at, message.id_at + len(message.id), call.id)]
         if message.subscription == message.id:

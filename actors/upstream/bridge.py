@@ -26,7 +26,7 @@ import trio
 from actors.audit_ring import AuditRing
 from ipc.context import Context
 from ipc.errors import ActorDown, MailboxFull
-from ipc.framing import DEFAULT_MAXIMUM
+from ipc.framing import maximum_for
 from ipc.inflight import HELD, LARGE, open_account
 from ipc.mailbox import Delivery
 from ipc.messages import (
@@ -125,7 +125,10 @@ class Bridge:
             on_change=self._changed,
         )
         self._links: set[Link] = set()
-        self._link_settings = LinkSettings.of(self._settings, DEFAULT_MAXIMUM - _FRAME_SLACK, self._tls)
+        # What the frames to the acceptors hold, whatever the settings become.
+        most = maximum_for(self._settings.max_request_size, self._settings.max_response_size)
+        self._max_message = most - _FRAME_SLACK
+        self._link_settings = LinkSettings.of(self._settings, self._max_message, self._tls)
         self._tls_context: ssl.SSLContext | None = None
         self._speaking: Source | None = None  # whose output is being handled
         self._unsent: list[Child] = []
@@ -308,7 +311,7 @@ class Bridge:
                 environment(upstream.env),
                 upstream.cwd,
                 server.events(),
-                max_line=min(self._settings.max_response_size, DEFAULT_MAXIMUM - _FRAME_SLACK),
+                max_line=min(self._settings.max_response_size, self._max_message),
                 max_buffer=self._settings.max_buffer_size,
             )
         except SpawnFailed as failure:

@@ -4,7 +4,8 @@ Each message is a POST of its own; a few tasks, each with one connection, take t
 *link* is here:
 
 - A call is answered by what its own POST brings, or told that it is lost the moment that POST has ended without an
-  answer. It is never sent again: not after a reset, and not to a server that has forgotten the session.
+  answer. It is never sent again: not after a reset, not to a server that has forgotten the session, and not where a
+  redirect leads or with the headers that a server missed; what these teach serves the next call.
 - Legacy: the session id of the answer to ``initialize`` goes with everything after it; nothing overtakes
   ``initialize`` or ``notifications/initialized``; a stream that breaks off after an event with an id is resumed by GET;
   one more GET listens for what the server says by itself; 404 means that the session is over, and the slot begins a new
@@ -15,6 +16,7 @@ Each message is a POST of its own; a few tasks, each with one connection, take t
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -32,6 +34,7 @@ from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .dial import Unreachable, dial, endpoint
+from .held import Held
 from .http_messages import (
     ACCEPT,
     EVENTS,
@@ -46,20 +49,39 @@ from .http_messages import (
 )
 from .http_wire import BrokenExchange, HttpConnection, Response
 from .link import Link, LinkOwner, LinkSettings, log
+from .pace import CHEAP, Pace
 from .slot import CANCELLED, Instance
 from .sse import Event, EventReader, EventTooLong
 from .tool_headers import HEADER_MISMATCH, ToolHeaders
 
 IDLE_S: Final = 3.0  # for a connection between two messages: servers hang up after 5 s (uvicorn, node)
 NOTIFY_S: Final = 30.0  # for a server to accept what needs no answer
+LEARN_S: Final = 5.0  # for the list of tools, which a refused call waits for
 DELETE_S: Final = 2.0
 TRAILER_S: Final = 1.0  # for a stream to end after its answer, so that its connection can be used again
 STREAMS: Final = 1024  # connections beside those for ordinary calls: requests that stay open
+RESUME_S: Final = 0.02  # before a stream is resumed, whatever the server says
 RESUMPTIONS: Final = 3  # of one stream, without an event in between
 LISTEN_RETRY_S: Final = 1.0  # doubling up to the next
+LISTEN_AGAIN_S: Final = 0.1  # the same, where the last connection has brought something
 LISTEN_RETRY_MOST_S: Final = 60.0
 REDIRECTS: Final = 2
 
+_PIECE: Final = 2048  # bytes of a stream that are taken apart at once: of empty lines that takes about a millisecond
+# Nothing but these is sent again where a redirect leads: they change nothing, or nothing without the answer.
+_FOLLOWS: Final = frozenset(
+    {
+        "initialize",
+        "notifications/initialized",
+        "ping",
+        "prompts/list",
+        "resources/list",
+        "resources/templates/list",
+        "server/discover",
+        "tools/list",
+    }
+)
+_PROBES: Final = ("ping", "server/discover")
 _INITIALIZE: Final = "initialize"
 _INITIALIZED: Final = "notifications/initialized"
 _USER_AGENT: Final = f"{GATEWAY_INFO['name']}/{GATEWAY_INFO['version']}".encode()
@@ -75,7 +97,7 @@ class Post:
     ends: Post | None = None  # a cancellation: what it ends
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     started: bool = False
-    retried: bool = False
+    redirected: bool = False  # to where the next message goes at once
 
     @property
     def is_barrier(self) -> bool:
@@ -100,27 +122,30 @@ class HttpLink(Link):
         self._tasks = 0
         self._idle: list[trio.Event] = []
         self._first: HttpConnection | None = None  # the one that showed that the server is there
-        self._held = 0  # bytes of unfinished answers
+        self._held = Held(4 * settings.max_message + MAX_ERROR_BODY)
         self._session = b""
         self._version = b""  # negotiated, legacy
         self._listening = False
         self._unreachable = ""
         self._looking = False
         self._tools = ToolHeaders()
+        self._pace = Pace()
 
     # --- the transport --------------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
         if self.ending.is_set():
             return False
         if self._queue and self._queued_bytes + len(raw) > self.settings.max_buffer:
             self._refused = True
             return False
         try:
-            envelope = parse_client(raw, max_depth=max(self.settings.max_depth, 64) + 8)
+            envelope = about or parse_client(raw, max_depth=max(self.settings.max_depth, 64) + 8)
         except Refusal:
             self.count("unsendable")
             return True
+        if envelope.method in _PROBES:
+            self._drop_unawaited()
         post = Post(raw, envelope, envelope.id if envelope.kind == "request" else b"")
         if envelope.method == CANCELLED and not self._cancel(post):
             return True
@@ -134,6 +159,12 @@ class HttpLink(Link):
     @property
     def unsent(self) -> int:
         return self._queued_bytes + self._started_bytes
+
+    def _drop_unawaited(self) -> None:
+        """Probes whose time is over: a server that hangs must not collect a connection with each."""
+        for post in tuple(self._requests.values()):
+            if post.started and post.envelope.method in _PROBES and not self.instance.awaits(post.id):
+                post.scope.cancel()
 
     def _cancel(self, post: Post) -> bool:
         """Whether the cancellation has to be sent."""
@@ -254,6 +285,8 @@ class HttpLink(Link):
         return connection
 
     def _done(self, post: Post) -> None:
+        if post.ends is not None:
+            post.ends.scope.cancel()
         if post.started:
             self._started_bytes -= len(post.raw)
         if post.id and self._requests.get(id_key(post.id)) is post:
@@ -278,7 +311,7 @@ class HttpLink(Link):
             tls = self.settings.tls() if self._where.is_secure else None
         except OSError:
             raise Unreachable("no TLS: UPSTREAM_CA_PATH can't be used") from None
-        return HttpConnection(await dial(self._where, tls))
+        return HttpConnection(await dial(self._where, tls), self._pace)
 
     # --- one message ------------------------------------------------------------------------------------------------
 
@@ -319,6 +352,9 @@ class HttpLink(Link):
             )
             if response.status not in (307, 308) or not self._follow(response):
                 break
+            if post.envelope.method not in _FOLLOWS:
+                post.redirected = True
+                break
             # The server itself has said that it did not look at the message.
             await self._read(response, MAX_ERROR_BODY)
             if not connection.next_cycle():
@@ -353,8 +389,6 @@ class HttpLink(Link):
                 self._start_listening()
         if patience.cancelled_caught:
             log.info("%s: %s is not accepted within %g s", self.upstream.name, _shown(post), NOTIFY_S)
-        if post.ends is not None:
-            post.ends.scope.cancel()
 
     async def _call(self, post: Post, connection: HttpConnection) -> None:
         response = await self._post(post, connection)
@@ -381,11 +415,13 @@ class HttpLink(Link):
         else:
             body = await self._read(response, MAX_ERROR_BODY) if kind == JSON else None
             error = error_in(body) if body is not None and response.status >= 400 else None
-            if error is not None and not post.retried and await self._lacked_headers(post, error, connection):
-                await self._call(post, connection)
-                return
             if error is not None:
+                if post.envelope.era and post.envelope.method == "tools/call" and code_of(error) == HEADER_MISMATCH:
+                    await self._learn_headers(connection)
                 self.message(error_answer(post.id, error))
+            if post.redirected:
+                self._lose(post, 503, "the server has moved", sent=False, outcome="success", retry_after_ms=1)
+                return
             if 200 <= response.status < 300 and kind not in (b"", JSON):
                 self._lose(post, 502, "the server's answer is neither JSON nor an event stream", sent=True)
                 return
@@ -394,29 +430,21 @@ class HttpLink(Link):
                 post, told.code, told.reason, sent=told.sent, outcome=told.outcome, retry_after_ms=told.retry_after_ms
             )
 
-    async def _lacked_headers(self, post: Post, error: bytes, connection: HttpConnection) -> bool:
-        """Whether a call was refused, before it was looked at, for the lack of headers that are known now: the one case
-        in which the specification has a call sent again ("Client Behavior")."""
-        post.retried = True
-        if not post.envelope.era or post.envelope.method != "tools/call" or code_of(error) != HEADER_MISMATCH:
-            return False
-        before = self._tools.of_call(post.envelope.name, post.raw)
-        raw = own_messages.list_tools(b'"tools"')
-        listing = Post(raw, parse_client(raw), b"")
+    async def _learn_headers(self, connection: HttpConnection) -> None:
+        """A call was refused for the lack of headers: ask which ones the server wants, for the next calls, which may
+        come as soon as this one has been answered."""
         if not connection.next_cycle():
-            return False
-        response = await self._post(listing, connection)
-        if response.status != 200:
-            return False
-        if response.media_type == JSON:
-            self._tools.learn(await self._read(response, self.settings.max_message) or b"")
-        elif response.media_type == EVENTS:
-            try:
+            return
+        raw = own_messages.list_tools(b'"tools"')
+        with trio.move_on_after(LEARN_S), contextlib.suppress(BrokenExchange, EventTooLong):
+            response = await self._post(Post(raw, parse_client(raw), b""), connection)
+            if response.status != 200:
+                return
+            if response.media_type == JSON:
+                self._tools.learn(await self._read(response, self.settings.max_message) or b"")
+            elif response.media_type == EVENTS:
                 async for event in self._events(response, EventReader(self.settings.max_message)):
                     self._tools.learn(event.data)
-            except EventTooLong:
-                return False
-        return connection.next_cycle() and self._tools.of_call(post.envelope.name, post.raw) != before
 
     def _answer(self, post: Post, raw: bytes) -> None:
         if post.envelope.method == _INITIALIZE and self.instance.awaits(post.id):
@@ -444,19 +472,20 @@ class HttpLink(Link):
             self.settle()
 
     async def _read(self, response: Response, limit: int) -> bytes | None:
-        """The whole body; None when it is larger than it may be, or when all that is being read is."""
+        """The whole body; None when it is larger than it may be."""
         parts: list[bytes] = []
         size = 0
+        holding = self._held.begin()
         try:
             async for chunk in response.body:
                 size += len(chunk)
-                self._held += len(chunk)
-                if size > limit or self._held > 4 * self.settings.max_message + MAX_ERROR_BODY:
+                if size > limit:
                     return None
                 parts.append(chunk)
+                await holding.hold(size)
                 await self.flow()
         finally:
-            self._held -= size
+            holding.end()
         return b"".join(parts)
 
     # --- streams ------------------------------------------------------------------------------------------------------
@@ -488,7 +517,7 @@ class HttpLink(Link):
                     self._lose(post, 502, reason, sent=True)
                     return
                 attempts += 1
-                await trio.sleep((reader.retry_ms if reader.retry_ms is not None else 0) / 1000)
+                await trio.sleep(max(RESUME_S, (reader.retry_ms or 0) / 1000))
                 if spare is not None:
                     await spare.aclose()
                 try:
@@ -508,19 +537,23 @@ class HttpLink(Link):
                     await spare.aclose()
 
     async def _events(self, response: Response, reader: EventReader) -> AsyncIterator[Event]:
-        held = 0
+        holding = self._held.begin()
         try:
             async for chunk in response.body:
-                for event in reader.feed(chunk):
-                    if event.type == b"message" and event.data:
-                        yield event
-                        await self.flow()
-                self._held += reader.held - held
-                held = reader.held
-                if self._held > 4 * self.settings.max_message + MAX_ERROR_BODY:
-                    raise EventTooLong
+                for at in range(0, len(chunk), _PIECE):
+                    piece = chunk[at : at + _PIECE]
+                    lines = piece.count(b"\n") + piece.count(b"\r")
+                    for event in reader.feed(piece):
+                        if event.type == b"message" and event.data:
+                            yield event
+                            await self.flow()
+                        if self._pace.spend(1, time.monotonic_ns()):
+                            await self._pace.rest()
+                    if self._pace.spend(lines // CHEAP, time.monotonic_ns()):
+                        await self._pace.rest()
+                await holding.hold(reader.held)
         finally:
-            self._held -= held
+            holding.end()
 
     async def _get(self, connection: HttpConnection, last_id: bytes) -> Response:
         more = [(b"Last-Event-ID", last_id)] if last_id else []
@@ -546,14 +579,13 @@ class HttpLink(Link):
             try:
                 connection = await self._connect()
                 response = await self._get(connection, last_id)
-                if response.status == 404 and self._session:
-                    self.tell(self.instance.expired, "the server has ended the session")
-                    return
                 if 300 <= response.status < 500 and response.status not in (408, 429):
-                    return  # 405: it does not offer this (2025-11-25, "Listening for Messages")
+                    # 405: it does not offer this (2025-11-25, "Listening for Messages"). 404 is what frameworks say of
+                    # that; if the session is over, the next call is told so.
+                    return
                 if response.status == 200 and response.media_type == EVENTS:
-                    wait_s = LISTEN_RETRY_S
                     async for event in self._events(response, reader):
+                        wait_s = LISTEN_AGAIN_S
                         self.message(event.data)
             except (Unreachable, BrokenExchange):
                 pass  # as when the server ends the stream: whoever calls finds out whether it lives
@@ -565,8 +597,8 @@ class HttpLink(Link):
                     with trio.CancelScope(shield=True):
                         await connection.aclose()
             last_id = reader.last_id
-            await trio.sleep(reader.retry_ms / 1000 if reader.retry_ms is not None else wait_s)
-            wait_s = min(2 * wait_s, LISTEN_RETRY_MOST_S)
+            await trio.sleep(max(wait_s, (reader.retry_ms or 0) / 1000))
+            wait_s = min(max(2 * wait_s, LISTEN_RETRY_S), LISTEN_RETRY_MOST_S)
 
     # --- trouble, and the end ---------------------------------------------------------------------------------------
 
@@ -583,7 +615,7 @@ class HttpLink(Link):
             self.tell(self.instance.closed, str(error))
         else:
             await connection.aclose()
-            self.instance.struck(reason)
+            self.instance.struck(reason, time.monotonic_ns())
             self.settle()
         finally:
             self._looking = False

@@ -68,7 +68,8 @@ def verdict(status: int, retry_after: bytes = b"") -> Verdict:
     """For a status that carries no answer.
 
     4xx says that the request was refused, so it has done nothing; of 5xx only 503 says so. What a proxy in front of
-    the server says of it (502, 503, 504) is as bad for the breaker as if it could not be reached.
+    the server says of it (502, 503, 504 and above) is as bad for the breaker as if it could not be reached; 500 and
+    501 are what the server itself says of one request, as with an error of the application.
     """
     if status in (408, 504):
         return Verdict(504, f"upstream timeout: HTTP {status}", True, "death" if status == 504 else "success")
@@ -77,7 +78,7 @@ def verdict(status: int, retry_after: bytes = b"") -> Verdict:
         return Verdict(503, f"the server is unavailable: HTTP {status}", False, "death" if status == 503 else "success",
                        wait)
     if status >= 500:
-        return Verdict(502, f"the server failed: HTTP {status}", True, "death")
+        return Verdict(502, f"the server failed: HTTP {status}", True, "death" if status >= 502 else "success")
     if status >= 400:
         return Verdict(503, f"the server refused the request: HTTP {status}", False, "success")
     if status >= 300:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import select
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import attrs
 import h11
 import trio
+
+from .pace import Pace
 
 MAX_HEAD: Final = 65_536  # of a response, as of h11's own clients; session ids and cookies are far below
 MAX_INTERIM: Final = 16  # 1xx responses before the real one
@@ -41,10 +44,11 @@ class Response:
 
 
 class HttpConnection:
-    """Not for two tasks at once."""
+    """Not for two tasks at once. ``pace`` is that of the link, which may have many connections."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, pace: Pace) -> None:
         self._stream = stream
+        self._pace = pace
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         self._used = False
 
@@ -84,11 +88,14 @@ class HttpConnection:
             while True:
                 event = self._http.next_event()
                 if event is not h11.NEED_DATA:
+                    if self._pace.spend(1, time.monotonic_ns()):
+                        await self._pace.rest()
                     return event
                 try:
                     data = await self._stream.receive_some(_CHUNK)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     raise BrokenExchange("the connection was reset", sent=True) from None
+                self._pace.begin(time.monotonic_ns())
                 self._http.receive_data(bytes(data))
         except h11.RemoteProtocolError as error:
             reason = "the server hung up" if self._ended() else f"the server does not speak HTTP: {error}"

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from actors.policy.jsonrpc import flatten
+from ipc.messages import Envelope
 from ipc.settings import Settings, Upstream
 
 from .outlet import Source
@@ -88,7 +89,7 @@ class Link:
 
     # --- the transport --------------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -19,19 +20,19 @@ import attrs
 import trio
 
 from actors.acceptor.lines import LineReader, Oversize
+from ipc.messages import Envelope
 
 from . import descendants
 from .descendants import Stat
+from .pace import Pace, PacedLines
+from .quota import LogQuota
 
 MAX_ERROR_LINE = 4096
-_ERROR_LINES_BURST = 200
-_ERROR_LINES_PER_S = 20
 
 _JOINED = 65_536  # bytes from which on a message isn't copied to get its line end
 _IOV_MAX = 64  # messages gathered in one write
 
 _CHUNK = 65_536  # a pipe's capacity (pipe(7)): no read returns more
-_TURN = 4 * _CHUNK  # bytes taken from one child before the other tasks run
 _LAST_WORDS = 2 * 1_048_576  # what is read of a dead child's pipe: more than it can hold
 
 GRACE_S = 2.0  # after closing stdin, and again after SIGTERM
@@ -97,7 +98,10 @@ class Child:
         for descriptor in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(descriptor, False)
         self._pidfd = os.pidfd_open(self.pid)
-        self._reader = LineReader(max_line=max_line, on_overflow="discard")
+        self._pace = Pace()
+        self._lines = PacedLines(
+            LineReader(max_line=max_line, on_overflow="discard"), self._pace, events.line, events.oversize
+        )
         self._max_buffer = max_buffer
         self._out: deque[bytes | memoryview] = deque()
         self._unsent = 0  # the sum of their lengths
@@ -113,7 +117,7 @@ class Child:
 
     # --- the transport --------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:  # noqa: ARG002 - the interface is Transport's
         """Queue one message, which must hold no newline; ``flush`` writes. False: no room, nothing taken.
 
         A single message is always taken when nothing waits, so that the bound can't shut out what another bound
@@ -203,40 +207,47 @@ class Child:
 
     async def _read(self) -> None:
         with self._reading:
-            while self._take(_TURN):
-                if self._running is not None:
-                    await self._running.wait()
+            while True:
                 await trio.lowlevel.wait_readable(self._stdout)
+                await self.flow()
+                self._pace.begin(time.monotonic_ns())
+                if self._receive() == 0:
+                    break
+                await self._hand_on()
         if not self._asked_to_end and not self._exited.is_set():
             with trio.move_on_after(_EXIT_AFTER_EOF_S):
                 await self._exited.wait()
+        # Answers that it wrote before it died, paused or not: they can't wait. Where a grandchild holds the pipe too,
+        # there is no end to wait for.
+        await self._hand_on(pausing=False)
         if self._exited.is_set():
-            # Answers that it wrote before it died, paused or not: they can't wait. Where a grandchild holds the pipe
-            # too, there is no end to wait for.
-            self.resume()
-            self._take(_LAST_WORDS, pausing=False)
+            left = _LAST_WORDS
+            while left > 0 and (count := self._receive()) > 0:
+                left -= count
+                await self._hand_on(pausing=False)
 
-    def _take(self, limit: int, *, pausing: bool = True) -> bool:
-        """Read up to about ``limit`` bytes and hand their lines on. False at the end of the stream."""
-        taken = 0
-        alive = True
-        while taken < limit and (self._running is None or not pausing):
-            try:
-                chunk = os.read(self._stdout, _CHUNK)
-            except BlockingIOError:
-                break
-            if not chunk:
-                alive = False
-                break
-            taken += len(chunk)
-            for item in self._reader.receive(chunk):
-                if isinstance(item, Oversize):
-                    self._events.oversize(item.head, item.tail, item.length)
-                elif item:
-                    self._events.line(item)
-        if taken:
+    async def flow(self) -> None:
+        """Wait while paused."""
+        while self._running is not None:
+            await self._running.wait()
+
+    def _receive(self) -> int:
+        """Read once. 0 at the end of the stream, -1 when there is nothing now."""
+        try:
+            chunk = os.read(self._stdout, _CHUNK)
+        except BlockingIOError:
+            return -1
+        self._lines.feed(chunk)
+        return len(chunk)
+
+    async def _hand_on(self, *, pausing: bool = True) -> None:
+        """What has been read, in as many turns as it takes."""
+        while not self._lines.take():
             self._events.settle()
-        return alive
+            await self._pace.rest()
+            if pausing:
+                await self.flow()
+        self._events.settle()
 
     async def _write(self) -> None:
         while True:
@@ -257,7 +268,7 @@ class Child:
     async def _drain_errors(self) -> None:
         """stderr is read however much there is, so that the server never blocks on it; little of it is logged."""
         reader = LineReader(max_line=MAX_ERROR_LINE, on_overflow="discard")
-        tokens, refilled, left_out = float(_ERROR_LINES_BURST), trio.current_time(), 0
+        quota = LogQuota()
         while True:
             await trio.lowlevel.wait_readable(self._stderr)
             try:
@@ -266,17 +277,13 @@ class Child:
                 continue
             if not chunk:
                 return
-            now = trio.current_time()
-            tokens = min(_ERROR_LINES_BURST, tokens + (now - refilled) * _ERROR_LINES_PER_S)
-            refilled = now
+            now = time.monotonic_ns()
             for item in reader.receive(chunk):
-                if tokens < 1:
-                    left_out += 1
+                left_out = quota.admit(now)
+                if left_out < 0:
                     continue
-                tokens -= 1
                 if left_out:
                     self._events.errors(f"[{left_out} lines left out]")
-                    left_out = 0
                 if isinstance(item, Oversize):
                     self._events.errors(f"{printable(item.head[:MAX_ERROR_LINE])}… [{item.length} bytes]")
                 elif item:

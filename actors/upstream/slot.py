@@ -30,6 +30,7 @@ from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .oversize import too_large_answer
+from .quota import LogQuota
 
 if TYPE_CHECKING:
     from .pool import Pool, UpstreamState
@@ -45,8 +46,15 @@ TICK_NS = 250 * MILLISECOND  # how often the multiplexers look at their own dead
 OVERLOADED_RETRY_MS = 1000
 CANCELLED = "notifications/cancelled"
 
+# So much that is no message, and hardly one that is, within so long: what sends it is no server any more.
+GARBAGE = 20_000
+GARBAGE_NS = 2 * SECOND
+_GARBAGE_TO_MESSAGES = 100
+
 _CHECK_AT_LEAST_NS = SECOND  # a probe has so much time at least, however often probes are sent
 _FALLBACK_VERSION = eras.LEGACY_VERSIONS[0]  # for servers that insist on the version after it
+
+_NO_MESSAGE = Counted("garbage")
 
 State = Literal["idle", "starting", "up", "down"]
 Change = Literal["up", "down", "restarted"]
@@ -55,8 +63,11 @@ Change = Literal["up", "down", "restarted"]
 class Transport(Protocol):
     """An open way to one upstream."""
 
-    def send(self, raw: bytes) -> bool:
-        """Take one message and frame it. False: its bounded buffer is full and nothing was taken."""
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
+        """Take one message and frame it; ``about`` is what is known of a large one.
+
+        False: its bounded buffer is full and nothing was taken.
+        """
 
     def close(self) -> None:
         """End it. Returns at once; ``Instance.closed`` may follow or not."""
@@ -140,10 +151,10 @@ class Instance:
         if self._slot is not None:
             self._slot.lost(id_raw, code, reason, now, sent=sent, outcome=outcome, retry_after_ms=retry_after_ms)
 
-    def struck(self, reason: str) -> None:
+    def struck(self, reason: str, now: int) -> None:
         """Something broke on the way to a server that can still be reached: one failure for the breaker."""
         if self._slot is not None:
-            self._slot.struck(reason)
+            self._slot.struck(reason, now)
 
     def expired(self, reason: str, now: int) -> None:
         """The server has ended what it kept for us, and has to be greeted anew. It lives: no failure."""
@@ -214,17 +225,24 @@ class Slot:
         self._owner = owner  # per-session: the session
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[tuple[bytes, Envelope | None]] = deque()
         self._backlog_bytes = 0
         self._up_since_ns = 0
         self._was_up = False
         self._attached: set[Hashable] = set()  # sessions that the multiplexer knows
         self._negotiated = ""
-        self._spoke = False  # this run has sent a message
+        self._spoke = False  # this run has sent something
+        self._works = False  # and it was a message
+        self._lines = 0  # of all runs, messages or not
+        self._garbage = 0  # lines of the present window that are no messages
+        self._garbage_since_ns = 0
+        self._lines_before = 0  # the window
+        self._quota = LogQuota()
         self._silence = Silence(pool.probe_ns(upstream.config))  # of a run that has sent none yet
         self._down_reason = "upstream down"
         self._heard_ns = 0  # when the latest message came
         self._checked_ns = 0  # when it was last probed because it was quiet
+        self._silent_since_ns = 0
         self._silent = False  # it did not answer the latest probe, and has said nothing since
 
     # --- in --------------------------------------------------------------------------------------------------
@@ -277,20 +295,38 @@ class Slot:
             self._came_up(now)
 
     def line(self, raw: bytes, now: int) -> None:
+        self._lines += 1
         if not self._spoke:
             self._spoke = True
             self._silence.hear()
         self._heard(now)
-        self._apply(self.mux.from_upstream(raw, now), now)
+        effects = self.mux.from_upstream(raw, now)
+        garbled = bool(effects) and effects[-1] == _NO_MESSAGE
+        if not garbled:
+            self._works = True
+        self._apply(effects, now)
+        if garbled:
+            self._garbled(now)
         if self._backlog:
             self.work_off()
+
+    def _garbled(self, now: int) -> None:
+        """A line was no message. End a run that sends little else, and a lot of it."""
+        if now - self._garbage_since_ns >= GARBAGE_NS:
+            self._garbage, self._garbage_since_ns, self._lines_before = 0, now, self._lines - 1
+        self._garbage += 1
+        if self._garbage >= GARBAGE and self.instance is not None:
+            messages = self._lines - self._lines_before - self._garbage
+            if messages * _GARBAGE_TO_MESSAGES <= self._garbage:
+                self.died("it sends nothing but garbage", now)
+            self._garbage_since_ns = 0
 
     def oversize(self, head: bytes, tail: bytes, length: int, now: int) -> None:
         """Fail the call that the message answers, if that can be told; the rest of the line is gone."""
         self._pool.count("oversize")
         answer = too_large_answer(head, tail, length)
         whose = "an answer" if answer is not None else "a message that answers nothing"
-        self._pool.events.log(self._name, "warning", f"{whose} of {length} bytes was too large and is dropped")
+        self._log("warning", f"{whose} of {length} bytes was too large and is dropped", now)
         if answer is not None:
             self.line(answer, now)
 
@@ -311,9 +347,23 @@ class Slot:
             self.mux.lost(id_raw, code, reason, now, sent=sent, outcome=outcome, retry_after_ms=retry_after_ms), now
         )
 
-    def struck(self, reason: str) -> None:
-        self._pool.events.log(self._name, "warning", f"{self._label()}{reason}")
-        self._pool.events.outcome(self._name, "death")
+    def struck(self, reason: str, now: int) -> None:
+        self._log("warning", f"{self._label()}{reason}", now)
+        self._report("death")
+
+    def _log(self, level: str, text: str, now: int) -> None:
+        """What the server makes us log, however much that is."""
+        left_out = self._quota.admit(now)
+        if left_out > 0:
+            self._pool.events.log(self._name, level, f"[{left_out} left out]")
+        if left_out >= 0:
+            self._pool.events.log(self._name, level, text)
+
+    def _report(self, kind: Literal["success", "slow", "silent", "death"]) -> None:
+        """For the breaker, which is for all clients: what befalls a process that one client has for itself says
+        nothing of the others', once it has come up."""
+        if self._owner is None or not self._works or kind not in ("silent", "death"):
+            self._pool.events.outcome(self._name, kind)
 
     def _heard(self, now: int) -> None:
         self._heard_ns = now
@@ -322,9 +372,11 @@ class Slot:
     def work_off(self) -> None:
         """Send what the transport had refused."""
         while self._backlog and self.instance is not None and self.instance.transport is not None:
-            if not self.instance.transport.send(self._backlog[0]):
+            raw, about = self._backlog[0]
+            if not self.instance.transport.send(raw, about):
                 return
-            self._backlog_bytes -= len(self._backlog.popleft())
+            self._backlog.popleft()
+            self._backlog_bytes -= len(raw)
 
     def tick(self, now: int) -> int:
         """Do what is due; when to come back."""
@@ -337,7 +389,7 @@ class Slot:
                 self.state = "idle"
         elif self.state == "starting":
             for _ in range(self._silence.expire(now)):
-                self._pool.events.outcome(self._name, "silent")
+                self._report("silent")
             if now >= self.start_deadline_ns:
                 self.died("not ready in time", now)
             elif self.instance is not None and self.instance.transport is not None:
@@ -345,10 +397,24 @@ class Slot:
         elif self.state == "up":
             self.work_off()
             self._apply(self.mux.tick(now), now)
+            if self._silent and self._is_stuck(now):
+                # No failure for the breaker: it has been told of the silence.
+                self.died("it does not answer", now, refused=True)
+                return self.failures.not_before_ns
             check_at = self._check(now)
             if not self._backlog and not self.mux.in_flight:
                 return min(now + SECOND, check_at) if check_at else now + SECOND
         return now + TICK_NS
+
+    def _is_stuck(self, now: int) -> bool:
+        """Whether a silent connection may be replaced by a new one: nothing that it could still answer is in flight.
+
+        A stdio server has no other way to it, HTTP has one for each message, and a session's own is not replaced.
+        """
+        if self.upstream.config.kind not in ("tcp", "ws") or self._owner is not None:
+            return False
+        longest = self._pool.settings.max_call_timeout_ms(self.upstream.config) * MILLISECOND
+        return self.mux.is_quiet() or now - self._silent_since_ns >= longest
 
     def _check(self, now: int) -> int:
         """Probe it when it has been quiet for so long; when to look again, 0 when it isn't probed."""
@@ -368,7 +434,7 @@ class Slot:
     def start(self, now: int) -> None:
         """Begin a run. May come up, or fail, before this returns."""
         self.state = "starting"
-        self._spoke = False
+        self._spoke = self._works = False
         self._silent = False
         self._silence.forget()
         self.start_deadline_ns = now + START_TIMEOUT_NS
@@ -385,14 +451,14 @@ class Slot:
         before = self.state
         settled = before == "up" and now - self._up_since_ns >= SETTLED_NS
         self._release()
-        if self._owner is None or not self._spoke:
+        if self._owner is None or not self._works:
             # Where each session has a process of its own, only a program that never works may delay the others' start:
             # otherwise one client could, by crashing its own.
             self.failures.add(now, settled=settled, jitter=self._pool.jitter())
         self._down_reason = f"upstream down: {reason}"
         self._pool.events.log(self._name, "warning", f"{self._label()}down: {reason}")
         if not refused:
-            self._pool.events.outcome(self._name, "death")
+            self._report("death")
         if before == "up" or not (self._was_up or refused):
             self._pool.changed(self._name, "down", reason)
         restart = self._was_up and self._owner is None and bool(self._attached)
@@ -481,8 +547,8 @@ class Slot:
     def _apply(self, effects: list[Effect], now: int) -> None:
         for effect in effects:
             match effect:
-                case ToUpstream(raw=raw):
-                    self._send(raw)
+                case ToUpstream(raw=raw, about=about):
+                    self._send(raw, about)
                 case ToClient(session=session, call=call, final=final, raw=raw):
                     if final and call:
                         self._pool.settle(session, call)
@@ -492,14 +558,15 @@ class Slot:
                     wait = wait or (self.failures.wait_ms(now) if self.state != "up" else 0)
                     self._pool.events.failed(session, call, code, reason, sent, wait)
                 case LogLine(level=level, text=text):
-                    self._pool.events.log(self._name, level, text)
+                    self._log(level, text, now)
                 case Counted(what=what):
                     self._pool.count(what)
                 case Outcome(kind=kind):
                     if kind == "silent" and not self._silent:
                         self._silent = True
+                        self._silent_since_ns = now
                         self._pool.events.log(self._name, "warning", f"{self._label()}does not answer")
-                    self._pool.events.outcome(self._name, kind)
+                    self._report(kind)
                 case Negotiated(version=version):
                     self._negotiate(version, now)
                 case HandshakeFailed(reason=reason):
@@ -509,15 +576,15 @@ class Slot:
                     self._waiting_bytes = 0
                     self.died(f"no handshake: {reason}", now, refused=True)
 
-    def _send(self, raw: bytes) -> None:
+    def _send(self, raw: bytes, about: Envelope | None) -> None:
         instance = self.instance
         if instance is None or instance.transport is None:
             return  # the run has just ended, and what was in flight has been answered
-        if self._backlog or not instance.transport.send(raw):
+        if self._backlog or not instance.transport.send(raw, about):
             if self._backlog and self._backlog_full(raw):
                 self._pool.count("backlog full")
                 return
-            self._backlog.append(raw)
+            self._backlog.append((raw, about))
             self._backlog_bytes += len(raw)
 
     def _backlog_full(self, raw: bytes) -> bool:

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from actors.policy.members import decode_object
+
 from .http_messages import field_value
 
 ANNOTATION: Final = b"x-mcp-header"
@@ -20,6 +22,7 @@ HEADER_MISMATCH: Final = -32020
 MAX_TOOLS: Final = 1024  # with annotations, of one server
 MAX_HEADERS: Final = 32  # of one tool
 MAX_VALUE: Final = 8192
+_LONGEST: Final = 6 * MAX_VALUE + 2  # a text of that length, if each character of it is escaped
 _MAX_DEPTH: Final = 16
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}\Z")
 _SAFE_INTEGER: Final = (1 << 53) - 1
@@ -55,10 +58,10 @@ class ToolHeaders:
         annotated = self._tools.get(name)
         if not annotated:
             return []
-        arguments = msgspec.json.decode(message).get("params", {}).get("arguments")
+        found = _Members(message)
         headers = []
         for path, header in annotated:
-            text = _text(_at(arguments, path))
+            text = _text(found.value(("params", "arguments", *path)))
             if text is not None and len(text) <= MAX_VALUE:
                 headers.append((b"Mcp-Param-" + header.encode(), field_value(text)))
         return headers
@@ -83,12 +86,29 @@ def _properties(schema: object, path: Path) -> Iterator[tuple[Path, Any, Any]]:
             yield from _properties(inner, (*path, name))
 
 
-def _at(value: object, path: Path) -> object:
-    for name in path:
-        if not isinstance(value, dict):
+class _Members:
+    """Members of a JSON text, of which no more is decoded than the way to them, and that once: it may be large."""
+
+    def __init__(self, text: bytes) -> None:
+        self._objects: dict[Path, dict[str, msgspec.Raw]] = {(): decode_object(text)}
+
+    def value(self, path: Path) -> object:
+        """What stands there; None where nothing does, or nothing that a header could hold."""
+        raw = self._object(path[:-1]).get(path[-1])
+        if raw is None or len(bytes(raw)) > _LONGEST:
             return None
-        value = value.get(name)
-    return value
+        return msgspec.json.decode(raw)
+
+    def _object(self, path: Path) -> dict[str, msgspec.Raw]:
+        known = self._objects.get(path)
+        if known is None:
+            raw = self._object(path[:-1]).get(path[-1])
+            try:
+                known = decode_object(raw) if raw is not None else {}
+            except msgspec.DecodeError:
+                known = {}
+            self._objects[path] = known
+        return known
 
 
 def _text(value: object) -> str | None:

@@ -21,10 +21,12 @@ import wsproto
 from wsproto.utilities import ProtocolError
 
 from actors.acceptor.lines import KEPT_HEAD, KEPT_TAIL, Oversize
+from ipc.messages import Envelope
 from ipc.settings import Upstream
 
 from .dial import Endpoint, Unreachable, dial, endpoint
 from .link import Link, LinkOwner, LinkSettings
+from .pace import Pace
 from .slot import Instance
 
 SUBPROTOCOL: Final = "mcp"
@@ -40,9 +42,10 @@ class _EarlyEnd(ConnectionError):
 
 @attrs.define(eq=False)
 class _Handshaking(trio.abc.Stream):
-    """The stream below a WebSocket, which says so when it ends during the handshake."""
+    """The stream below a WebSocket, which says so when it ends during the handshake. Each read begins a turn."""
 
     _stream: trio.abc.Stream
+    pace: Pace = attrs.field(factory=Pace)
     done: bool = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -54,6 +57,7 @@ class _Handshaking(trio.abc.Stream):
             raise _EarlyEnd from None
         if not data and not self.done:
             raise _EarlyEnd
+        self.pace.begin(time.monotonic_ns())
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -91,6 +95,7 @@ class _Connection(trio_websocket.WebSocketConnection):
             client_extra_headers=headers,
             receive_buffer_size=_CHUNK,
         )
+        self._pace = stream.pace
         self._limit = limit
         self._take_message = take
         self._kept = bytearray()
@@ -101,6 +106,7 @@ class _Connection(trio_websocket.WebSocketConnection):
     async def _handle_message_event(
         self, event: wsproto.events.BytesMessage | wsproto.events.TextMessage
     ) -> None:
+        await self._spend()
         if not isinstance(event.data, str):
             await self._take_message(None)
             return
@@ -121,6 +127,18 @@ class _Connection(trio_websocket.WebSocketConnection):
             tail, self._tail = self._tail, b""
             await self._take_message(text if length <= self._limit else Oversize(text, tail, length))
 
+    async def _handle_ping_event(self, event: wsproto.events.Ping) -> None:
+        await self._spend()
+        await super()._handle_ping_event(event)
+
+    async def _handle_pong_event(self, event: wsproto.events.Pong) -> None:
+        await self._spend()
+        await super()._handle_pong_event(event)
+
+    async def _spend(self) -> None:
+        """A frame is to be dealt with: now, or when the others have had their turn."""
+        if self._pace.spend(1, time.monotonic_ns()):
+            await self._pace.rest()
 
     async def _handle_close_connection_event(self, event: wsproto.events.CloseConnection) -> None:
         self.over.set()
@@ -140,7 +158,7 @@ class WsLink(Link):
 
     # --- the transport --------------------------------------------------------------------------------------------
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:  # noqa: ARG002 - the interface is Transport's
         if self.ending.is_set():
             return False
         if self._queue and self._queued_bytes + len(raw) > self.settings.max_buffer:

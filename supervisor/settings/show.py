@@ -114,17 +114,21 @@ def _quoted(text: str) -> str:
 
 
 def _upstream_lines(upstream: Upstream) -> Iterator[str]:
-    """Arguments, environment, headers and URL paths can hold keys: only their number or names are shown."""
+    """Arguments, environment, headers and URL paths can hold keys: only their number or names are shown. So can what a
+    variable stands for: its name is shown."""
+    written = upstream.written
     if upstream.kind == "stdio":
-        where = f"{upstream.command} ({len(upstream.args)} arguments)"
+        where = f"{written.get('command', upstream.command)} ({len(upstream.args)} arguments)"
+    elif upstream.kind == "tcp":
+        where = written.get("url", f"tcp://{upstream.host}:{upstream.port}")
     else:
-        where = f"tcp://{upstream.host}:{upstream.port}" if upstream.kind == "tcp" else upstream.kind
+        where = upstream.kind
     yield f"server {upstream.name}: {upstream.kind}, {upstream.instance}, {where}"
     for label, mapping in (("environment", upstream.env), ("headers", upstream.headers)):
         if mapping:
             yield f"  {label}: {', '.join(mapping)} (values not shown)"
     if upstream.cwd:
-        yield f"  directory: {upstream.cwd}"
+        yield f"  directory: {written.get('cwd', upstream.cwd)}"
 
 
 def help_text() -> str:

@@ -241,8 +241,10 @@ def _server(reading: Reading, name: str, where: str, server: dict[str, Any]) -> 
         reading.wrong(f"{where}, maxTimeoutMs", "is less than timeoutMs")
     if len(reading.problems) > before:
         return None
+    shown = {"stdio": ("command", "cwd"), "tcp": ("url",)}.get(upstream.kind, ())
+    written = {key: server[key] for key in shown if _REFERENCE.search(server.get(key, ""))}
     return msgspec.structs.replace(
-        upstream, instance=instance, timeout_ms=timeout, max_timeout_ms=longest, slow_tool_calls=slow
+        upstream, written=written, instance=instance, timeout_ms=timeout, max_timeout_ms=longest, slow_tool_calls=slow
     )
 
 
@@ -367,8 +369,10 @@ def _texts(reading: Reading, where: str, value: object) -> dict[str, str]:
 
 
 def _timeout(reading: Reading, where: str, server: dict[str, Any], key: str) -> int:
-    value = server.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_TIMEOUT_MS:
-        reading.wrong(f"{where}, {key}", f"must be a whole number of milliseconds, at most {_MAX_TIMEOUT_MS}")
+    if key not in server:
+        return 0
+    value = server[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_TIMEOUT_MS:
+        reading.wrong(f"{where}, {key}", f"must be a whole number of milliseconds, from 1 to {_MAX_TIMEOUT_MS}")
         return 0
     return value

@@ -62,8 +62,8 @@ def duration(minimum: int = 1) -> Parser:
     return integer(minimum, 366 * 86_400_000, "ms")
 
 
-def size(minimum: int = 1) -> Parser:
-    return integer(minimum, 2**40, "bytes")
+def size(minimum: int = 1, maximum: int = 2**40) -> Parser:
+    return integer(minimum, maximum, "bytes")
 
 
 def _fraction(text: str, _directory: Path) -> float:

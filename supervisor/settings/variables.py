@@ -92,6 +92,7 @@ UPSTREAM_SOURCES = (MCP_CONFIG, MCP_UPSTREAM)
 
 _PORT = integer(0, 65535, "port")
 _COUNT = integer(1, 1_000_000)
+_LARGEST = 2**30  # one message, which passes between our processes in a frame with a 32-bit length
 _UNITS = integer(1, 1_000_000_000)
 
 GROUPS: dict[str, tuple[Variable, ...]] = {
@@ -190,11 +191,11 @@ GROUPS: dict[str, tuple[Variable, ...]] = {
         Variable("WRITE_TIMEOUT_MS", duration(), 30_000, "A client that does not read is closed after this."),
     ),
     "Messages": (
-        Variable("MAX_REQUEST_SIZE", size(256), 10_485_760, "One message of a client."),
+        Variable("MAX_REQUEST_SIZE", size(256, _LARGEST), 10_485_760, "One message of a client."),
         Variable("MAX_PREAUTH_SIZE", size(256), 65_536, "One message before authentication."),
         Variable("MAX_BUFFER_SIZE", size(256), 16_777_216, "All bytes buffered for one connection, both ways."),
         Variable("MAX_INFLIGHT_BYTES", size(256), 268_435_456, "All bytes of clients held at once."),
-        Variable("MAX_RESPONSE_SIZE", size(256), 16_777_216, "One message of a server."),
+        Variable("MAX_RESPONSE_SIZE", size(256, _LARGEST), 16_777_216, "One message of a server."),
         Variable("MAX_JSON_DEPTH", integer(1, 512), 64, "Nesting of a message."),
         Variable("MAX_FRAME_RATE", _UNITS, 2_000, "WebSocket frames a second."),
         Variable("CONTENT_POLICY", choice("off", "flag", "block", "strip"), "flag", "What the detectors do."),

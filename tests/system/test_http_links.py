@@ -89,13 +89,16 @@ async def test_the_modern_era(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("listed", [True, False])
 async def test_arguments_that_a_server_wants_in_headers(tmp_path: Path, listed: bool) -> None:
-    """``x-mcp-header``: sent with the call when the tools have been listed; if not, the server's refusal leads to a
-    look at its list, and the call, which it has not carried out, is sent with them."""
+    """``x-mcp-header``: sent with the call when the tools have been listed; if not, the server's refusal is the call's
+    answer and leads to a look at its list, and the next call is sent with them."""
     with sdk_servers.running(tmp_path, "sdk2") as server:
         async with rig(http(server)) as this:
             client = this.client("http", 1)
             if listed:
                 await client.call("tools/list", {"_meta": MODERN})
+            else:
+                called = {"name": "where", "arguments": {"region": "x", "zone": 1}, "_meta": MODERN}
+                assert (await client.call("tools/call", called))["code"] == -32020
             for region, header in (("us-west1", "us-west1"), ("süd", "=?base64?c8O8ZA==?=")):
                 called = {"name": "where", "arguments": {"region": region, "zone": 1}, "_meta": MODERN}
                 assert text(await client.call("tools/call", called)) == f"{region} {header}"

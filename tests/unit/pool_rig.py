@@ -11,6 +11,7 @@ import attrs
 from actors.policy.jsonrpc import parse_client
 from actors.upstream.pool import Instance, Pool
 from actors.upstream.slot import SECOND
+from ipc.messages import Envelope
 from ipc.settings import Settings, Upstream
 
 META = {
@@ -29,7 +30,7 @@ class Wire:
     room: bool = True
     closed: bool = False
 
-    def send(self, raw: bytes) -> bool:
+    def send(self, raw: bytes, about: Envelope | None = None) -> bool:
         assert not self.closed
         assert b"\n" not in raw
         if self.room:

@@ -214,7 +214,7 @@ async def test_disconnect_asks_every_acceptor_and_tells_who_was_meant() -> None:
 
 
 async def test_breakers_are_listed_and_reset() -> None:
-    """By name; an unknown one is 404."""
+    """By name, which may be percent-encoded; an unknown one is 404."""
     async with bench() as made:
         made.actors["breaker"].data = {"circuits": {"time": {"state": "half_open"}}}
         made.actors["breaker"].answer = lambda m: Done(ok=isinstance(m, ResetBreaker) and m.upstream == "time")
@@ -222,6 +222,7 @@ async def test_breakers_are_listed_and_reset() -> None:
         assert listed.json["breakers"]["time"] == {"state": "half_open", "retry_in_ms": 0}
         assert (await made.request("POST", "/admin/v1/breakers/time/reset", token=ADMIN_TOKEN)).status == 200
         assert (await made.request("POST", "/admin/v1/breakers/none/reset", token=ADMIN_TOKEN)).status == 404
+        assert (await made.request("POST", "/admin/v1/breakers/t%69me/reset", token=ADMIN_TOKEN)).status == 200
 
 
 async def test_drain_is_the_supervisors_to_do() -> None:

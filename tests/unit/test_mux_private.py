@@ -168,3 +168,17 @@ def test_only_its_own_session() -> None:
     assert lost == [CallLost("b", 1, 503, "not attached", False)]
     assert bench.send(b'{"jsonrpc":"2.0","method":"x"}', 0, "b") == [Counted("unserved_notification")]
     assert bench.mux.sessions == 1
+
+
+def test_an_answer_that_can_not_be_read_ends_its_call() -> None:
+    """As with shared servers: the client gets an error under its own id in place of it, and doesn't wait."""
+    bench = Bench()
+    bench.send(b'{"jsonrpc":"2.0","id":"q","method":"m"}', call=3)
+    log, garbage, answer, outcome = bench.up(b'{"jsonrpc":"2.0","id":"q","result":{"x":NaN}}')
+    assert garbage == Counted("garbage")
+    assert isinstance(answer, ToClient)
+    assert (answer.session, answer.call, answer.final) == ("a", 3, True)
+    assert json.loads(answer.raw)["id"] == "q"
+    assert "error" in json.loads(answer.raw)
+    assert outcome == Outcome("success")
+    assert log is not None

@@ -12,6 +12,7 @@ from pool_rig import META, PoolRig, Wire, private, shared
 from actors.upstream.oversize import too_large_answer
 from actors.upstream.pool import IDLE_NS, MAX_EARLY
 from actors.upstream.slot import SECOND, START_TIMEOUT_NS, Failures
+from ipc.settings import Upstream
 
 
 def test_started_on_demand() -> None:
@@ -557,3 +558,30 @@ def test_every_call_ends_exactly_once(operations: list[tuple[str, Any, Any]], at
     settle()
     assert waiting == {}
     assert all(wire.closed for wire in rig.wires if wire.instance.transport is not None)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "ws", "http", "stdio"])
+def test_a_silent_connection_is_replaced(kind: str) -> None:
+    """One that does not answer the probe either is given up when no call is left on it that it could still answer;
+    the breaker hears of the silence, and of no death. What has no connection of its own is left alone."""
+    rig = PoolRig((Upstream(name="s", kind=kind),))  # type: ignore[arg-type]
+    for session in ("a", "b"):
+        rig.pool.attach(session, "s")
+        rig.initialize(session, 1)
+    rig.forward("a", 2, "tools/call", {"name": "x"})
+    rig.forward("b", 2, "tools/call", {"name": "long"})
+    rig.pool.abandon("a", 2, "timeout", rig.now)
+    rig.wait(8)
+    assert rig.outcomes == [("s", "silent")]
+    assert len(rig.wires) == 1
+    rig.pool.abandon("b", 2, "timeout", rig.now)
+    rig.wait(1)
+    if kind in ("stdio", "http"):
+        assert len(rig.wires) == 1
+        return
+    assert rig.wires[0].closed
+    assert ("s", "death") not in rig.outcomes
+    old, new = rig.wires
+    assert old is not new
+    rig.forward("a", 3, "m")
+    assert new.requests("m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from ipc.settings import Upstream
 from supervisor.settings import ConfigurationError, load, upstreams
+from supervisor.settings.show import answer
 
 PATH = os.environ["PATH"]
 
@@ -92,6 +94,8 @@ def test_unset_variables_are_errors_with_server_and_key(tmp_path: Path) -> None:
         ({"command": "true", "instance": "many"}, "server 'a', instance:"),
         ({"command": "true", "timeoutMs": -1}, "server 'a', timeoutMs:"),
         ({"command": "true", "timeoutMs": True}, "server 'a', timeoutMs:"),
+        ({"command": "true", "timeoutMs": 0}, "server 'a', timeoutMs:"),
+        ({"command": "true", "maxTimeoutMs": 0}, "server 'a', maxTimeoutMs:"),
         ({"command": "true", "timeoutMs": 10, "maxTimeoutMs": 9}, "server 'a', maxTimeoutMs:"),
         ({"command": "true", "type": "http"}, "server 'a', type: is http"),
         ({"command": "true", "type": "sse"}, "server 'a', type:"),
@@ -247,3 +251,24 @@ def test_the_embedded_server_can_be_started_from_anywhere() -> None:
     embedded = upstreams.embedded()
     assert embedded.args == ("-P", "-m", "ops.embedded")
     assert Path(embedded.command).is_absolute()
+
+
+def test_what_a_variable_stands_for_is_not_shown(tmp_path: Path) -> None:
+    """--print-config shows commands, directories and addresses as they are written, the variables' names in them."""
+    servers = {
+        "a": {"command": "${KEY}/bin/server", "cwd": "${DIRECTORY}"},
+        "b": {"url": "tcp://${HOST:-127.0.0.1}:9"},
+        "c": {"command": "plain"},
+    }
+    (tmp_path / "s3cret-directory").mkdir()
+    (tmp_path / "servers.json").write_text(json.dumps({"mcpServers": servers}))
+    environ = {
+        "KEY": "s3cret-key",
+        "HOST": "s3cret-host",
+        "DIRECTORY": "s3cret-directory",
+    }
+    out, err = io.StringIO(), io.StringIO()
+    assert answer(["--config", "servers.json", "--print-config"], environ, tmp_path, out, err) == 0
+    assert "s3cret" not in out.getvalue() + err.getvalue()
+    for shown in ("${KEY}/bin/server", "${DIRECTORY}", "tcp://${HOST:-127.0.0.1}:9", "plain (0 arguments)"):
+        assert shown in out.getvalue()
