@@ -243,6 +243,7 @@ class Slot:
         self._heard_ns = 0  # when the latest message came
         self._checked_ns = 0  # when it was last probed because it was quiet
         self._silent_since_ns = 0
+        self._silences = 0  # calls and checks since then
         self._silent = False  # it did not answer the latest probe, and has said nothing since
 
     # --- in --------------------------------------------------------------------------------------------------
@@ -368,6 +369,7 @@ class Slot:
     def _heard(self, now: int) -> None:
         self._heard_ns = now
         self._silent = False
+        self._silences = 0
 
     def work_off(self) -> None:
         """Send what the transport had refused."""
@@ -409,8 +411,12 @@ class Slot:
     def _is_stuck(self, now: int) -> bool:
         """Whether a silent connection may be replaced by a new one: nothing that it could still answer is in flight.
 
-        A stdio server has no other way to it, HTTP has one for each message, and a session's own is not replaced.
+        A stdio server has no other way to it, HTTP has one for each message, and a session's own is not replaced. First
+        the breaker hears of as many silences as it takes to open: a new connection begins with a handshake, and one
+        that goes unanswered tells it nothing.
         """
+        if self._silences < self._pool.settings.circuitbreaker_failure_threshold:
+            return False
         if self.upstream.config.kind not in ("tcp", "ws") or self._owner is not None:
             return False
         longest = self._pool.settings.max_call_timeout_ms(self.upstream.config) * MILLISECOND
@@ -436,6 +442,7 @@ class Slot:
         self.state = "starting"
         self._spoke = self._works = False
         self._silent = False
+        self._silences = 0
         self._silence.forget()
         self.start_deadline_ns = now + START_TIMEOUT_NS
         self._pool.wake_at(now + TICK_NS)
@@ -562,6 +569,7 @@ class Slot:
                 case Counted(what=what):
                     self._pool.count(what)
                 case Outcome(kind=kind):
+                    self._silences += kind == "silent"
                     if kind == "silent" and not self._silent:
                         self._silent = True
                         self._silent_since_ns = now

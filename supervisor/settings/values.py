@@ -6,6 +6,7 @@ The message never holds the text itself: it may be a secret. Who reports it adds
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -294,7 +295,8 @@ path = Parser("path", _path)
 def _file(text: str, directory: Path) -> str:
     found = _path(text, directory)
     try:
-        with Path(found).open("rb"):
+        # O_NONBLOCK: opening must not wait for the other end of a pipe; who reads the file says what it must be.
+        with open(os.open(found, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb"):  # noqa: PTH123 - of a descriptor
             return found
     except OSError as error:
         raise ValueError(f"must be a readable file: {error.strerror}") from None

@@ -564,7 +564,8 @@ def test_every_call_ends_exactly_once(operations: list[tuple[str, Any, Any]], at
 def test_a_silent_connection_is_replaced(kind: str) -> None:
     """One that does not answer the probe either is given up when no call is left on it that it could still answer;
     the breaker hears of the silence, and of no death. What has no connection of its own is left alone."""
-    rig = PoolRig((Upstream(name="s", kind=kind),))  # type: ignore[arg-type]
+    upstream = Upstream(name="s", kind=kind)  # type: ignore[arg-type]
+    rig = PoolRig((upstream,), settings={"circuitbreaker_failure_threshold": 1})
     for session in ("a", "b"):
         rig.pool.attach(session, "s")
         rig.initialize(session, 1)
