@@ -190,6 +190,8 @@ class Auth:
             return self._fail("admin", message.peer_ip, str(failure))
         except ValueError:
             return self._fail("admin", message.peer_ip, "bad address")
+        if self.barred.refuses_principal(grant.principal):
+            return _BLOCKED
         if ADMIN not in grant.scopes:
             self._record("authz.denied", "admin", message.peer_ip, {}, f"scope:{ADMIN}", principal=grant.principal)
             return Refused("forbidden", detail=f"the token has no scope {ADMIN}")
@@ -327,9 +329,9 @@ class Auth:
 
     def _fail(self, listener: str, peer_ip: str, failure: str, asked: Authenticate | None = None) -> Refused:
         self.counters.failed += 1
-        self.barred.failed(
-            self.barred.subject(peer_ip, asked.principal if asked is not None else ""), time.monotonic_ns()
-        )
+        if listener != "admin":  # whose clients are blocked on no other listener for what they do there
+            subject = self.barred.subject(peer_ip, asked.principal if asked is not None else "")
+            self.barred.failed(subject, time.monotonic_ns())
         self._record("auth.failed", listener, peer_ip, {}, failure, asked=asked)
         return Refused("auth")
 

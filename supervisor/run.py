@@ -61,6 +61,7 @@ class Gateway:
         self._opened = opened
         self._generated = generated
         self._source = source
+        self._tls = tls
         self._stops = 0
         self._signal = 0
         self._service = sd_notify.of_environment(os.environ)
@@ -158,12 +159,14 @@ class Gateway:
         for warning in loaded.warnings:
             log.warning("configuration: %s", warning)
         made_up = change.generated - set(self._generated)
+        changed = sorted({*change.changed, *_differences(self._tls, tls)})
+        self._tls = tls
         self._settings, self._generated = change.settings, change.generated
         logs.set_level(self._settings.log_level)
         self._tree.configure(self._settings, tls)
         if tls is not None:
             self._tree.tell_all("acceptor", ReloadCertificates())
-        detail: Details = {"changed": ", ".join(change.changed), "kept": ", ".join(change.kept)}
+        detail: Details = {"changed": ", ".join(changed), "kept": ", ".join(change.kept)}
         self._tree.record("config.reloaded", "info", "success", detail=detail)
         if made_up:
             print(ready.banner(self._settings, self._opened.ports, made_up), file=sys.stderr, flush=True)  # noqa: T201
@@ -283,6 +286,14 @@ def _material(settings: Settings) -> TlsMaterial | None:
         return tls_context.material(settings)
     except TlsUnusable as error:
         raise ConfigurationError((Problem(error.field.upper(), "", error.what),)) from None
+
+
+def _differences(before: TlsMaterial | None, after: TlsMaterial | None) -> list[str]:
+    """The variables whose files hold something else by now."""
+    if before is None or after is None:
+        return []
+    files = (("SSL_CERT_PATH", "certificates"), ("SSL_KEY_PATH", "key"), ("SSL_CA_PATH", "authorities"))
+    return [variable for variable, field in files if getattr(before, field) != getattr(after, field)]
 
 
 def _raise_descriptor_limit() -> None:

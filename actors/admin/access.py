@@ -84,11 +84,6 @@ class Access:
             raise unauthorized("bad")
         return self.local or shown == "good"
 
-    def require_details(self, request: Request) -> None:
-        """Raises Problem (401)."""
-        if not self.may_see_details(request):
-            raise unauthorized("none")
-
     def require_admin_api(self) -> None:
         """Raises Problem (403) where it is off, and with it the page that works through it."""
         if not self.local and not self.admin_without_tls:

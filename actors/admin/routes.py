@@ -119,12 +119,17 @@ class Route:
 
 
 class Routes:
-    """All requests of one listener."""
+    """All requests of one listener. ``local``: it is bound to loopback."""
 
-    def __init__(self, state: State, access: Access) -> None:
+    def __init__(self, state: State, *, local: bool) -> None:
         self.state = state
-        self.access = access
+        self._local = local
+        self.configure()
         self._table = _table(state)
+
+    def configure(self) -> None:
+        """Go by the settings as they are now."""
+        self.access = Access.of(self.state.context.settings, local=self._local)
 
     async def handle(self, request: Request) -> Answer:
         """Raises Problem."""
@@ -149,9 +154,9 @@ class Routes:
         """The request, with who makes it. Raises Problem."""
         if route.guard == "admin":
             return await self._require_admin(request)
-        if route.guard == "details":
-            self.access.require_details(request)
-        elif route.guard == "page":
+        if route.guard == "details" and not await self._may_see_details(request):
+            raise unauthorized("none")
+        if route.guard == "page":
             self.access.require_admin_api()
         return request
 
@@ -168,6 +173,13 @@ class Routes:
             raise
         return request
 
+    async def _may_see_details(self, request: Request) -> bool:
+        """Raises Problem for a credential that isn't good."""
+        token = self.access.signed_token(request) if self.access.credential(request) == "bad" else ""
+        if token:
+            await self._of_scope(request, token)
+        return bool(token) or self.access.may_see_details(request)
+
     async def _of_scope(self, request: Request, token: str) -> Request:
         """Auth is asked each time: what has been revoked or has expired is over at once."""
         (answer,) = await self._ask("auth", AuthenticateAdmin(token, request.peer))
@@ -176,6 +188,8 @@ class Routes:
         if not isinstance(answer, Refused) or answer.reason == "unavailable":
             raise Problem(503, "the token can't be judged now; ADMIN_TOKEN can", (("Retry-After", "1"),))
         self.state.count("unauthorized")
+        if answer.reason == "block":
+            raise Problem(403, answer.detail)
         raise insufficient() if answer.reason == "forbidden" else unauthorized("bad")
 
     # --- health
@@ -189,14 +203,14 @@ class Routes:
         await trio.lowlevel.checkpoint()
         health = self.state.health()
         body: dict[str, object] = {"ready": health.ready}
-        if self.access.may_see_details(request):
+        if await self._may_see_details(request):
             body["reasons"] = list(health.unready)
         return document(body, 200 if health.ready else 503)
 
     async def health(self, request: Request, _segment: str) -> Answer:
         await trio.lowlevel.checkpoint()
         health = self.state.health()
-        body = health.document if self.access.may_see_details(request) else {"status": health.status}
+        body = health.document if await self._may_see_details(request) else {"status": health.status}
         return document(body, 503 if health.status == "unhealthy" else 200)
 
     async def metrics(self, _request: Request, _segment: str) -> Answer:

@@ -21,7 +21,7 @@ from ipc.messages import Describe, Description, Drain, GatewayStatus, ListenersC
 
 from ..audit_ring import AuditRing
 from . import health, tree
-from .access import Access, is_loopback
+from .access import is_loopback
 from .answers import security_headers
 from .connection import Connection
 from .metrics import Metrics
@@ -52,6 +52,7 @@ class AdminServer:
         self._headers = security_headers(settings)
         self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._listening: dict[Listener, trio.CancelScope] = {}
+        self._routes: dict[Listener, Routes] = {}
         self._changed = trio.Event()  # an actor came or went
         self._empty = trio.Event()  # the last connection has ended, after a Drain
         self._draining = False
@@ -85,6 +86,8 @@ class AdminServer:
                 self._listen(nursery)
             case SettingsChanged():
                 self._headers = security_headers(self.context.settings)
+                for routes in self._routes.values():
+                    routes.configure()
             case Describe():
                 delivery.reply(Description(msgspec.json.encode(self._describe())))
             case Drain(deadline_ns=deadline_ns):
@@ -148,15 +151,14 @@ class AdminServer:
         wanted = [listener for listener in self.context.listeners if listener.kind == "health"]
         for listener in [listener for listener in self._listening if listener not in wanted]:
             self._listening.pop(listener).cancel()
+            self._routes.pop(listener, None)
         for listener in wanted:
             if listener not in self._listening:
                 self._listening[listener] = scope = trio.CancelScope()
                 nursery.start_soon(self._accept, listener, scope, nursery)
 
     async def _accept(self, listener: Listener, scope: trio.CancelScope, nursery: trio.Nursery) -> None:
-        routes = Routes(
-            self.state, Access.of(self.context.settings, local=is_loopback(listener.sock.getsockname()[0]))
-        )
+        routes = self._routes[listener] = Routes(self.state, local=is_loopback(listener.sock.getsockname()[0]))
         sock = trio.socket.from_stdlib_socket(listener.sock)
         with scope:
             while True:

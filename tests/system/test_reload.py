@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import secrets
 import signal
@@ -175,4 +176,32 @@ async def test_what_the_new_settings_forbid_ends(start_gateway: Any, tmp_path: P
             with trio.fail_after(30), contextlib.suppress(trio.BrokenResourceError):
                 while await stream.receive_some(4096):
                     pass
+        assert "result" in await ping(client)
+
+
+def admin_status(gateway: Gateway, token: str) -> int:
+    """What the admin API says to this bearer."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.health_port, timeout=30)
+    try:
+        connection.request("GET", "/admin/v1/blocks", headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+async def test_a_new_admin_token_takes_the_place_of_the_old_one(start_gateway: Any, tmp_path: Path) -> None:
+    """After the reload the old one is refused and the new one good. Wrong tokens there, signed ones too, block nobody
+    on the other ports."""
+    old, new = secrets.token_hex(32), secrets.token_hex(32)
+    gate = await written(start_gateway, tmp_path, ADMIN_TOKEN=old)
+    assert admin_status(gate.gateway, old) == 200
+    gate.write(ADMIN_TOKEN=new)
+    assert "ADMIN_TOKEN" in (await gate.reload())["detail"]["changed"]
+    with trio.fail_after(30):
+        while admin_status(gate.gateway, new) != 200:
+            await trio.sleep(0.05)
+    assert admin_status(gate.gateway, old) == 401
+    for _ in range(5):
+        assert admin_status(gate.gateway, "eyJhbGciOiJIUzI1NiJ9.e30.AA") in (401, 503)
+    async with tcp_client(gate.gateway) as client:
         assert "result" in await ping(client)

@@ -30,7 +30,8 @@ CTRL_C = "\x03"
 def environment(made: Bench, **more: str) -> dict[str, str]:
     names = {name for variable in VARIABLES for name in variable.names}
     plain = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in names}
-    plain.pop("NO_COLOR", None)
+    for name in ("NO_COLOR", "COLUMNS", "LINES"):  # what the terminal itself says is to count
+        plain.pop(name, None)
     return plain | {"HEALTH_PORT": str(made.port), "ADMIN_TOKEN": ADMIN_TOKEN, "TERM": "xterm-256color"} | more
 
 

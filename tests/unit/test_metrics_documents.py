@@ -72,7 +72,9 @@ def test_the_dashboard_has_a_place_for_everything() -> None:
             assert panel["datasource"]["uid"] == "${datasource}"
 
 
-@pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml")])
+@pytest.mark.parametrize(
+    "arguments", [("check", "config", "../prometheus/prometheus.yml"), ("check", "rules", "alerts.yml")]
+)
 def test_prometheus_takes_the_examples(arguments: tuple[str, ...]) -> None:
     """Its own tool reads configuration and rules without a complaint."""
     promtool = shutil.which("promtool")
