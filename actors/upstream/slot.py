@@ -233,6 +233,7 @@ class Slot:
         self._negotiated = ""
         self._spoke = False  # this run has sent something
         self._works = False  # and it was a message
+        self._told = False  # it has been told something by its client, other than initialize
         self._lines = 0  # of all runs, messages or not
         self._garbage = 0  # lines of the present window that are no messages
         self._garbage_since_ns = 0
@@ -360,10 +361,15 @@ class Slot:
         if left_out >= 0:
             self._pool.events.log(self._name, level, text)
 
+    @property
+    def _is_its_clients(self) -> bool:
+        """Whether what becomes of this run may be its only client's own doing."""
+        return self._owner is not None and (self._works or self._told)
+
     def _report(self, kind: Literal["success", "slow", "silent", "death"]) -> None:
         """For the breaker, which is for all clients: what befalls a process that one client has for itself says
         nothing of the others', once it has come up."""
-        if self._owner is None or not self._works or kind not in ("silent", "death"):
+        if not self._is_its_clients or kind not in ("silent", "death"):
             self._pool.events.outcome(self._name, kind)
 
     def _heard(self, now: int) -> None:
@@ -440,7 +446,7 @@ class Slot:
     def start(self, now: int) -> None:
         """Begin a run. May come up, or fail, before this returns."""
         self.state = "starting"
-        self._spoke = self._works = False
+        self._spoke = self._works = self._told = False
         self._silent = False
         self._silences = 0
         self._silence.forget()
@@ -458,7 +464,7 @@ class Slot:
         before = self.state
         settled = before == "up" and now - self._up_since_ns >= SETTLED_NS
         self._release()
-        if self._owner is None or not self._works:
+        if not self._is_its_clients:
             # Where each session has a process of its own, only a program that never works may delay the others' start:
             # otherwise one client could, by crashing its own.
             self.failures.add(now, settled=settled, jitter=self._pool.jitter())
@@ -549,6 +555,8 @@ class Slot:
             self._attached.add(message.session)
             self._pool.joined(message.session, self)
             self._apply(self.mux.attach(message.session), now)
+        if message.envelope.method != "initialize":
+            self._told = True
         self._apply(self.mux.from_client(message.session, message.call, message.envelope, message.raw, now), now)
 
     def _apply(self, effects: list[Effect], now: int) -> None:

@@ -67,7 +67,8 @@ def cleared(field: str, text: str, kind: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        ".. /.. /etc/passwd", "..／..／etc", "..⧸..⧸etc", "…/…/etc", "..\t/..\t/etc", "..\n/..\n/etc", "..\u2003", "..",
+        ".. /.. /etc/passwd", "..／..／etc", "..⧸..⧸etc", "…/…/etc", "..\t/..\t/etc", "..\n/..\n/etc",
+        "..\x0b/..\x0b/etc", "..\xa0/..\xa0/etc", "..\x85/..\x85/etc", "..\u2003", "..",
         "．．/x", "․․/x", "‥/x", "..;/x", "..;a/../x", "..%2fx", "..&sol;x", "..&sol x", "<\u017fcript", "<scr\0ipt",
         "http://a\r\nb: c", "a:b\nc", "{x}:\ny", "&lt script>", "&period&period/", "..\f", "..\x1c", "/etc/passwd",
         "\u3000/etc", "\x85/etc", "file:///etc", "／etc", "~/x", "\u212a", "java\u017fcript:alert(1)",

@@ -49,3 +49,14 @@ def test_a_program_that_never_answers_counts() -> None:
     rig.pool.abandon("a", 1, "timeout", rig.now)
     rig.wait(10)
     assert rig.outcomes == [("s", "silent")]
+
+
+def test_a_first_message_that_kills_is_its_senders_doing() -> None:
+    """A client chooses what it says first; only ``initialize`` is the same for all of them."""
+    rig = PoolRig((private(),))
+    for number in range(6):
+        session = f"s{number}"
+        rig.pool.attach(session, "s")
+        rig.forward(session, 1, "tools/call", {"name": "crash"})
+        rig.wires[-1].instance.closed("exited with status 3", rig.now)
+    assert not rig.outcomes

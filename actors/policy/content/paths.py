@@ -93,7 +93,7 @@ def _segments(path: str) -> list[str]:
     found: list[str] = []
     parts = path.split("/")
     for number, segment in enumerate(parts, 1):
-        name = segment.strip(" \t\r\n")
+        name = segment.strip()
         if ";" in name:
             name = name.partition(";")[0]
         if not name.strip(".") and (len(name) > 3 or (len(name) == 3 and number < len(parts))):

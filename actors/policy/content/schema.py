@@ -66,12 +66,12 @@ class Schema:
         except (ValueError, RecursionError):  # a name that occurs twice: nobody can tell which one is meant; 1e400
             return ""
         try:
-            error = next(iter(self.validator.iter_errors(instance)), None)
+            self.validator.validate(instance)  # stops at the first error; an iterator over them makes them all first
+        except jsonschema_rs.ValidationError as error:  # a ValueError too
+            return pointer(error.instance_path)
         except (ValueError, RecursionError, OverflowError):  # what it can't read it can't vouch for
             return ""
-        if error is None:
-            return None
-        return pointer(error.instance_path)
+        return None
 
 
 def pointer(path: Sequence[str | int]) -> str:
