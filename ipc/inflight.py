@@ -6,10 +6,7 @@ import os
 from typing import Final
 
 from .ledger import Ledger, create
-
-LARGE: Final = 64 * 1024
-"""Bytes from which on a message is counted by itself. It is what an acceptor reads of a connection at a time, so that
-no message which arrives in one read is."""
+from .messages import LARGE as LARGE
 
 # The words of a row.
 HELD: Final = 0

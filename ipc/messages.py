@@ -10,7 +10,7 @@ acceptor's incarnation. A *call* is one request in flight: an integer > 0 minted
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -18,6 +18,10 @@ import msgspec
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of everything that travels between actors."""
 
+
+LARGE: Final = 64 * 1024
+"""Bytes from which on a client's message is counted by itself, and told with its envelope. It is what an acceptor reads
+of a connection at a time, so that no message which arrives in one read is."""
 
 # --- the envelope of a client's JSON-RPC message ---------------------------------------------------------------
 

@@ -288,6 +288,7 @@ class World:
         context = SimpleNamespace(
             settings=self.settings,
             name="limiter",
+            keep={},
             peers=lambda _kind: [f"acceptor.{index}" for index in range(len(self.addresses))],
             address=lambda name: self.addresses[int(name[9:])] if name.startswith("acceptor") else Nobody(),
         )

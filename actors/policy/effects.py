@@ -7,8 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ipc.inflight import LARGE
-from ipc.messages import Envelope
+from ipc.messages import LARGE, Envelope
 
 
 class ToUpstream(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from ipc.messages import Describe, Description, Drain, Message
 from ipc.settings import Settings, Upstream
 
 ACTORS = ("auth", "limiter", "breaker", "audit", "acceptor.0", "acceptor.1")
-WITHIN_NS = 5_000_000_000
+WITHIN_NS = 60_000_000_000  # far above what it takes: the machines are shared
 
 
 class Worker:
@@ -117,7 +117,7 @@ async def policy_worker(tmp_path: Path, **settings: Any) -> AsyncIterator[Worker
         nursery.cancel_scope.cancel()
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     """Wait until it holds; fails when it doesn't in time."""
     with trio.fail_after(within_s):
         while not condition():  # of files and other threads there is no event
