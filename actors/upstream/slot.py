@@ -415,7 +415,7 @@ class Slot:
         return now + TICK_NS
 
     def _is_stuck(self, now: int) -> bool:
-        """Whether a silent connection may be replaced by a new one: nothing that it could still answer is in flight.
+        """Whether a silent connection may be replaced by a new one: for as long as any call of it may take.
 
         A stdio server has no other way to it, HTTP has one for each message, and a session's own is not replaced. First
         the breaker hears of as many silences as it takes to open: a new connection begins with a handshake, and one
@@ -426,7 +426,7 @@ class Slot:
         if self.upstream.config.kind not in ("tcp", "ws") or self._owner is not None:
             return False
         longest = self._pool.settings.max_call_timeout_ms(self.upstream.config) * MILLISECOND
-        return self.mux.is_quiet() or now - self._silent_since_ns >= longest
+        return now - self._silent_since_ns >= longest
 
     def _check(self, now: int) -> int:
         """Probe it when it has been quiet for so long; when to look again, 0 when it isn't probed."""
